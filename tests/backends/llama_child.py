@@ -1,0 +1,22 @@
+"""The child process of llama_server.py: serves the model on a free loopback port, says where, and stops when its stdin ends."""
+
+import sys
+
+import xllamacpp
+
+params = xllamacpp.CommonParams()
+params.model.path = sys.argv[1]
+params.model_alias = {"tiny"}
+params.hostnames = ["127.0.0.1"]
+params.port = 0
+params.n_parallel = 2
+params.n_ctx = 2 * int(sys.argv[2])  # shared by the two slots
+params.n_threads_http = 4
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+params.embedding = True
+params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+params.warmup = False
+params.ui = False
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()
