@@ -209,13 +209,13 @@ TEXT_FIELDS = {
 }
 TEXT_AS_CHAT = (
     *("model", "stream", "stream_options", "n", "stop", "seed", "temperature", "top_p", "presence_penalty"),
-    *("frequency_penalty", "logit_bias", "user", *SAMPLING),
+    *("frequency_penalty", "logit_bias", "user", "response_format", *SAMPLING),
 )
 
 
 def textReqOpenAItoOpenAI(ip: Any, cfg: Mapping[str, Any] = {}) -> Json:
     """A Completions request for a backend of OpenAI's API: no nulls, no sampling extensions, usage asked for in streams."""
-    req = _without(checked(ip, TEXT_FIELDS), *SAMPLING)
+    req = _without(checked(ip, TEXT_FIELDS), "response_format", *SAMPLING)
     if req.get("stream"):
         req = {**req, "stream_options": {**req.get("stream_options", {}), "include_usage": True}}
     return req
@@ -274,6 +274,7 @@ def _text_choice(choice: Json, said: str, offset: int) -> Json:
         "index": choice.get("index", 0),
         "logprobs": _text_logprobs(logprobs, offset) if isinstance(logprobs, dict) else None,
         "finish_reason": "stop" if finish == "tool_calls" else finish,
+        **({"stop_sequence": choice["stop_sequence"]} if choice.get("stop_sequence") else {}),
     }
 
 
