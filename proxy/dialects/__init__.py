@@ -137,7 +137,7 @@ SHARED = re.compile(r"(/v1)?/models(/.*)?")
 
 def front(method: str, path: str, headers: Headers) -> str:
     """The API that a request speaks, from its path, and from its headers where APIs share a path; else openai."""
-    if SHARED.fullmatch(path):
+    if method in ("GET", "HEAD", "DELETE") and SHARED.fullmatch(path):
         return next((name for header, name in BY_HEADER if headers.get(header) is not None), "openai")
     return _front(method, path)
 
