@@ -225,6 +225,11 @@ CONTENT_TYPES = {
 }
 
 
+def stream_fields(framing: str) -> list[tuple[str, str]]:
+    """The header fields of a stream that nobody on the way may hold back."""
+    return [("content-type", CONTENT_TYPES[framing]), ("cache-control", "no-cache"), ("x-accel-buffering", "no")]
+
+
 def write(framing: str, events: Iterable[Any], done: bytes = b"") -> Iterator[bytes]:
     """Events → the bytes of a body, one piece an event; `done` follows the last one of a whole SSE stream."""
     if framing == "array":
