@@ -1,0 +1,1 @@
+"""requests transport adapters: each answers a URL scheme with a `requests.Response`."""

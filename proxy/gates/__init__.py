@@ -1,0 +1,1 @@
+"""What may refuse a call or answer it early; one gate a file."""
