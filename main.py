@@ -1,0 +1,243 @@
+"""The command line: `python -m main`, `check` and `connect`. It hands the user's mappers.py and prompters.py to the proxy."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from proxy import config as configuration
+from proxy.config import Config
+from proxy.errors import ConfigError
+
+HERE = Path(__file__).resolve().parent
+ENV_FILE = ".env"
+_loads = itertools.count()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except ConfigError as fault:
+        print("\n".join(fault.faults), file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m main",
+        description="mooltiproxy: any LLM client in front, any LLM backend behind.",
+        epilog="example: python -m main --config team.yaml --port 9000",
+    )
+    _add_config(parser)
+    parser.add_argument("--host", help="address to listen on, instead of system.host")
+    parser.add_argument("--port", type=int, help="port to listen on, instead of system.port")
+    parser.add_argument("--debug", action="store_true", help="log bodies before and after mapping")
+    parser.add_argument(
+        "--target", metavar="URL", help="no configuration: pass everything through to this URL, for this machine only"
+    )
+    parser.set_defaults(command=serve)
+    commands = parser.add_subparsers(title="commands", metavar="")
+    check_parser = commands.add_parser(
+        "check",
+        help="validate the configuration and exit",
+        description="Validates the configuration: prints all faults, each with file, line and path; exits 1 if there are any.",
+        epilog="example: python -m main check --config team.yaml --show",
+    )
+    _add_config(check_parser)
+    check_parser.add_argument(
+        "--show", action="store_true", help="print every target's endpoints with the final URLs and their lines"
+    )
+    check_parser.add_argument("--schema", action="store_true", help="print a JSON Schema of the configuration, for editors")
+    check_parser.set_defaults(command=check)
+    connect_parser = commands.add_parser(
+        "connect",
+        help="print the lines that point a client at this proxy",
+        description="Prints the variables, files or code that point a client at this configuration; no key is shown.",
+        epilog="example: python -m main connect claude-code; without a name all clients are listed",
+    )
+    connect_parser.add_argument("name", nargs="?", metavar="CLIENT", help="claude-code, codex, openai-sdk, …")
+    _add_config(connect_parser)
+    connect_parser.add_argument("--target", metavar="NAME", help="the target to reach, instead of the default one")
+    connect_parser.add_argument("--model", metavar="NAME", help="the model to ask for")
+    connect_parser.set_defaults(command=connect)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", default="config.yaml", metavar="FILE", help="configuration file (default: config.yaml)")
+
+
+# --- commands
+def serve(arguments: argparse.Namespace) -> int:
+    """`python -m main`: loads everything, then serves until SIGTERM or Ctrl-C."""
+    from proxy import logs, server
+    from proxy.generation import Generation
+
+    def load(before: Generation | None) -> Generation:
+        mappers, prompters = functions("mappers"), functions("prompters")
+        config = _overridden(_config(arguments, mappers, prompters), arguments)
+        if before is None or (before.config.system.log, before.config.system.debug) != (config.system.log, config.system.debug):
+            try:
+                logs.set_up(config.system.log, config.system.debug)
+            except OSError as fault:
+                raise ConfigError([f"system.log.file: cannot write {config.system.log.file}: {fault.strerror}"]) from None
+        for warning in config.warnings:
+            logging.getLogger("proxy").warning("%s", warning)
+        return Generation(config, mappers, prompters, before)
+
+    return server.run(load, announce)
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """`python -m main check`."""
+    if arguments.schema:
+        print(json.dumps(configuration.json_schema(), indent=2))
+        return 0
+    mappers, prompters = functions("mappers"), functions("prompters")
+    config = configuration.load(arguments.config, environment(), mappers, prompters)
+    for warning in config.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if arguments.show:
+        from proxy.show import shown
+
+        print(shown(config, mappers, prompters))
+        return 0
+    print(f"{arguments.config} is sound: {len(config.targets)} target(s), default {config.default!r}")
+    return 0
+
+
+def connect(arguments: argparse.Namespace) -> int:
+    """`python -m main connect`."""
+    from proxy import connect as clients
+
+    if arguments.name is None:
+        print(clients.listing())
+        return 0
+    config = configuration.load(arguments.config, environment(), functions("mappers"), functions("prompters"))
+    url = _url(config, config.system.host, config.system.port)
+    print(clients.lines(arguments.name, config, url, _key(config), arguments.target, arguments.model))
+    return 0
+
+
+# --- what the commands share
+def environment() -> dict[str, str]:
+    """The environment, with what `.env` of the working directory adds to it."""
+    return {**configuration.read_env_file(ENV_FILE, os.environ), **os.environ}
+
+
+def functions(name: str) -> Mapping[str, Any]:
+    """The names in mappers.py or prompters.py: of the working directory, else of the proxy's own folder.
+
+    Loaded under a fresh name each time, so that a reload sees a new file and an old call keeps its functions.
+    """
+    path = next((folder / f"{name}.py" for folder in (Path.cwd(), HERE) if (folder / f"{name}.py").is_file()), None)
+    if path is None:
+        return {}
+    spec = importlib.util.spec_from_file_location(f"_user_{name}_{next(_loads)}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as fault:
+        line = _line_in(path, fault)
+        raise ConfigError([f"{path.name}{line}: {type(fault).__name__}: {fault}"]) from fault
+    return vars(module)
+
+
+def _line_in(path: Path, fault: Exception) -> str:
+    if isinstance(fault, SyntaxError):
+        return f":{fault.lineno}:{fault.offset}"
+    lines, trace = [], fault.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            lines.append(trace.tb_lineno)
+        trace = trace.tb_next
+    return f":{lines[-1]}" if lines else ""
+
+
+def _config(arguments: argparse.Namespace, mappers: Mapping[str, Any], prompters: Mapping[str, Any]) -> Config:
+    if arguments.target:
+        return configuration.for_target_url(arguments.target, environment())
+    return configuration.load(arguments.config, environment(), mappers, prompters)
+
+
+def _overridden(config: Config, arguments: argparse.Namespace) -> Config:
+    from dataclasses import replace
+
+    given = {"host": arguments.host, "port": arguments.port, "debug": arguments.debug or None}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return replace(config, system=replace(config.system, **changes)) if changes else config
+
+
+def announce(generation: Any, listening: socket.socket) -> None:
+    """The banner: where, what is behind, what is on, and a first request to paste. It holds no key."""
+    config: Config = generation.config
+    host, port = listening.getsockname()[:2]
+    url = _url(config, host, port)
+    lines = [
+        f"mooltiproxy  {url}"
+        + ("" if host.startswith("127.") or host == "::1" else f"   (listening on {host}: reachable from elsewhere)")
+    ]
+    for target in config.targets.values():
+        marks = [mark for mark in ("default" if target.name == config.default else "", target.dialect or "") if mark]
+        route = f"  below {target.route}" if target.route else f"  {len(target.mapping)} paths" if target.mapping else ""
+        lines.append(f"  target  {target.name:<12} {target.url}{route}  {' '.join(marks)}".rstrip())
+    lines.append("  gates   " + ", ".join(_gates(config)))
+    lines += ["", "  a first request:", "  " + _curl(config, url), ""]
+    try:
+        print("\n".join(lines), flush=True)
+    except OSError:  # nobody reads our output: no reason not to serve
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _url(config: Config, host: str, port: int) -> str:
+    named = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"{'https' if config.system.ssl else 'http'}://{named}:{port}"
+
+
+def _gates(config: Config) -> list[str]:
+    gates = ["master key"] if config.master_key else []
+    if config.system.open_to:
+        gates.append("open to " + " ".join(str(network) for network in config.system.open_to))
+    gates.append(f"ban after {config.cerbere.max_tries} wrong keys")
+    lists = {"whitelist": config.cerbere.whitelist, "blacklist": config.cerbere.blacklist, "only": config.cerbere.only}
+    gates += [name for name, networks in lists.items() if networks]
+    if config.system.client_ca:
+        gates.append("client certificates")
+    return gates
+
+
+def _key(config: Config) -> str:
+    """Where a shell finds the master key."""
+    if config.system.local_only:
+        return ""
+    if config.system.masterkey:
+        return f"$(sed -n 's/^ *masterkey: *//p' '{Path(config.file or 'config.yaml').resolve()}' | tr -d \"'\\\"\")"
+    if "MOOLTIPROXY_KEY" in os.environ:
+        return "$MOOLTIPROXY_KEY"
+    return f"$(sed -n 's/^MOOLTIPROXY_KEY=//p' '{Path(ENV_FILE).resolve()}')"
+
+
+def _curl(config: Config, url: str) -> str:
+    key = _key(config)
+    options = "-k " if config.system.ssl else ""
+    authorization = f' -H "Authorization: Bearer {key}"' if key else ""
+    body = '{"model": "demo", "messages": [{"role": "user", "content": "Hello!"}]}'
+    return f"curl {options}{url}/v1/chat/completions{authorization} -H 'Content-Type: application/json' -d '{body}'"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

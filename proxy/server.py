@@ -1,0 +1,265 @@
+"""The process: listening socket, threads, workers, signals. It puts the parts together and knows nothing of a request."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import signal
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Callable
+from http.server import ThreadingHTTPServer
+from typing import Any
+
+from proxy.config import Config
+from proxy.errors import ConfigError
+from proxy.generation import Generation
+from proxy.handler import Handler
+from proxy.pump import Pump
+from proxy.turns import Turns
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 4096
+DRAIN_S = 30.0  # what calls in flight may still take after SIGTERM
+SPARE_FILES = 32  # file descriptors that are not for clients
+CERTIFICATE, PRIVATE_KEY = "certificates/cert.pem", "certificates/key.pem"
+FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+Loader = Callable[[Generation | None], Generation]
+
+
+class Server(ThreadingHTTPServer):
+    """One worker: a thread per connection, bounded. `generation` is replaced as a whole; calls in flight keep theirs."""
+
+    request_queue_size = BACKLOG
+    allow_reuse_address = True
+    daemon_threads = True
+
+    def __init__(self, listening: socket.socket, generation: Generation, tls: ssl.SSLContext | None) -> None:
+        super().__init__(listening.getsockname()[:2], Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening
+        self.socket.setblocking(False)
+        self.generation = generation
+        self.draining = False
+        self.turns = Turns()
+        self.pump = Pump()
+        self._tls = tls
+        self._lock = threading.Lock()  # guards _open
+        self._open: set[Handler] = set()
+        self._limit = min(generation.config.system.connections, _file_limit())
+        self._wake_r, self._wake_w = socket.socketpair()
+        self._wake_w.setblocking(False)
+        self._asked: list[str] = []
+
+    # --- the accept loop, in the main thread
+    def serve(self, reload: Callable[[], None]) -> None:
+        """Until `ask("stop")`; "reload" asks for a new generation in between."""
+        while True:
+            if "stop" in self._asked:
+                break
+            if "reload" in self._asked:
+                self._asked.remove("reload")
+                reload()
+                continue
+            listening = [self.socket] if len(self._open) < self._limit else []
+            ready = select.select([*listening, self._wake_r], [], [], 1.0 if not listening else None)[0]
+            if self._wake_r in ready:
+                self._wake_r.recv(4096)
+            if self.socket in ready:
+                self._accept()
+        self._drain()
+
+    def ask(self, what: str) -> None:
+        """From a signal handler or another thread."""
+        self._asked.append(what)
+        try:
+            self._wake_w.send(b".")
+        except BlockingIOError:
+            logger.debug("the wake-up pipe is full: the loop is awake already")
+
+    @property
+    def wake_fd(self) -> int:
+        """Whatever is written to it wakes the accept loop."""
+        return self._wake_w.fileno()
+
+    def _accept(self) -> None:
+        try:
+            conn, address = self.socket.accept()
+            conn.setblocking(True)
+        except OSError as fault:
+            if fault.errno in FULL:  # pause instead of spinning: the connection stays in the queue
+                logger.warning("cannot accept: %s", fault.strerror)
+                time.sleep(0.1)
+            return
+        try:
+            self.process_request(conn, address)
+        except RuntimeError as fault:  # no more threads
+            logger.warning("cannot serve a connection: %s", fault)
+            conn.close()
+            time.sleep(0.1)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """One connection, in its thread. The TLS handshake happens here, not in the accept loop."""
+        if self._tls is not None:
+            try:
+                request = self._tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+            except OSError:
+                request.close()
+                return
+        try:
+            Handler(request, client_address, self)
+        except Exception:
+            logger.exception("an error of the proxy itself in a connection")
+        finally:
+            self.shutdown_request(request)
+
+    def opened(self, handler: Handler) -> None:
+        """A connection begins."""
+        with self._lock:
+            self._open.add(handler)
+
+    def closed(self, handler: Handler) -> None:
+        """A connection has ended."""
+        with self._lock:
+            self._open.discard(handler)
+            full = len(self._open) == self._limit - 1
+        if full:
+            self.ask("look")
+
+    # --- the end
+    def _drain(self) -> None:
+        """Nobody new; idle connections end; calls in flight may finish."""
+        self.draining = True
+        self.socket.close()
+        until = time.monotonic() + DRAIN_S
+        while time.monotonic() < until:
+            with self._lock:
+                handlers = list(self._open)
+            if not handlers:
+                break
+            for handler in handlers:
+                if not handler.busy:
+                    _end_reading(handler.request)
+            time.sleep(0.02)
+        else:
+            logger.warning("calls were still in flight after %.0f s", DRAIN_S)
+        self.generation.close()
+
+
+def _end_reading(sock: socket.socket) -> None:
+    """Wakes the thread that waits for a next request."""
+    try:
+        sock.shutdown(socket.SHUT_RD)
+    except OSError:
+        logger.debug("a connection had ended already")
+
+
+def _file_limit() -> int:
+    """How many connections the file descriptors are enough for; the soft limit is raised to the hard one."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 100_000
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (OSError, ValueError):
+            logger.debug("the limit of open files stays at %d", soft)
+    return max(8, soft - SPARE_FILES) if soft != resource.RLIM_INFINITY else 100_000
+
+
+def listen(config: Config) -> socket.socket:
+    """The listening socket. Raises ConfigError when the address cannot be had."""
+    system = config.system
+    family = socket.AF_INET6 if ":" in system.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((system.host, system.port))
+        sock.listen(BACKLOG)
+    except OSError as fault:
+        sock.close()
+        place = f"{system.host}:{system.port}"
+        raise ConfigError([f"cannot listen on {place}: {fault.strerror}; choose another with --port or system.port"]) from None
+    return sock
+
+
+def tls_context(config: Config) -> ssl.SSLContext | None:
+    """TLS 1.2 or later, from certificates/; with `client_ca` a client must show a certificate. Raises ConfigError."""
+    if not config.system.ssl:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(CERTIFICATE, PRIVATE_KEY)
+        if config.system.client_ca:
+            context.load_verify_locations(config.system.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as fault:
+        files = f"{CERTIFICATE}, {PRIVATE_KEY}" + (f", {config.system.client_ca}" if config.system.client_ca else "")
+        raise ConfigError([f"system.ssl: cannot use {files}: {fault.strerror or fault}; see certificates/README.md"]) from None
+    return context
+
+
+def run(load: Loader, announce: Callable[[Generation, socket.socket], None]) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit status. `load` makes a generation, given the one before it."""
+    generation = load(None)
+    tls = tls_context(generation.config)
+    listening = listen(generation.config)
+    _hold_signals()  # who reads the banner may send one before there is a handler for it
+    announce(generation, listening)
+    workers = generation.config.system.workers
+    if workers > 1 and hasattr(os, "fork"):
+        from proxy.workers import supervise
+
+        return supervise(workers, lambda: work(load, generation, listening, tls))
+    if workers > 1:
+        logger.warning("system.workers needs fork, which this system lacks: one worker serves")
+    return work(load, generation, listening, tls)
+
+
+def _hold_signals(hold: bool = True) -> None:
+    """Keeps the signals that are handled here waiting, or lets them through."""
+    if hasattr(signal, "pthread_sigmask"):
+        how = signal.SIG_BLOCK if hold else signal.SIG_UNBLOCK
+        signal.pthread_sigmask(how, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+
+
+def work(load: Loader, generation: Generation, listening: socket.socket, tls: ssl.SSLContext | None) -> int:
+    """One worker's life."""
+    server = Server(listening, generation, tls)
+
+    def reload() -> None:
+        try:
+            new = load(server.generation)
+            if tls is not None:
+                tls.load_cert_chain(CERTIFICATE, PRIVATE_KEY)  # renewed ones serve the next handshakes
+            for name in ("host", "port", "ssl", "client_ca", "workers"):
+                if getattr(new.config.system, name) != getattr(server.generation.config.system, name):
+                    logger.warning("system.%s has changed: that takes a restart", name)
+            server.generation = new
+        except ConfigError as fault:
+            logger.error("not reloaded, the old configuration goes on:\n%s", "\n".join(fault.faults))
+        except Exception:
+            logger.exception("not reloaded, the old configuration goes on")
+        else:
+            logger.info("reloaded")
+
+    signal.set_wakeup_fd(server.wake_fd, warn_on_full_buffer=False)  # a signal may reach another thread than this one
+    signal.signal(signal.SIGTERM, lambda *_: server.ask("stop"))
+    signal.signal(signal.SIGINT, lambda *_: server.ask("stop"))
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: server.ask("reload"))
+    _hold_signals(False)
+    server.serve(reload)
+    sys.stderr.flush()
+    return 0

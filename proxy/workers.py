@@ -1,0 +1,99 @@
+"""Several worker processes behind one listening socket. The supervisor forks, waits, and passes signals on: one thread."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+logger = logging.getLogger(__name__)
+
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+RESTART_PAUSE_S = 1.0  # before a worker that died at once is started anew
+
+
+def supervise(count: int, work: Callable[[], int]) -> int:
+    """Keeps `count` workers alive until SIGTERM or SIGINT; returns the exit status. SIGHUP reaches every worker."""
+    return Supervisor(work).run(count)
+
+
+class Supervisor:
+    """What it holds: its children's process ids and when they were started (monotonic)."""
+
+    def __init__(self, work: Callable[[], int]) -> None:
+        self._work = work
+        self._children: dict[int, float] = {}
+        self._stopping = False
+
+    def run(self, count: int) -> int:
+        """See `supervise`."""
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        signal.signal(signal.SIGHUP, lambda *_: self._tell(signal.SIGHUP))
+        for _ in range(count):
+            self._start()
+        while self._children:
+            try:
+                pid, status = os.wait()
+            except ChildProcessError:
+                break
+            born = self._children.pop(pid, None)
+            if born is None or self._stopping:  # None: an orphan that a container's first process inherits
+                continue
+            logger.error("worker %d ended with %d: another one takes its place", pid, os.waitstatus_to_exitcode(status))
+            if time.monotonic() - born < RESTART_PAUSE_S:
+                time.sleep(RESTART_PAUSE_S)
+            self._start()
+        return 0
+
+    def _start(self) -> None:
+        parent = os.getpid()
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)  # until the child has handlers of its own, and the parent knows it
+        pid = os.fork()
+        if pid == 0:
+            self._be_worker(parent)
+        self._children[pid] = time.monotonic()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+        if self._stopping:  # it was told before the fork
+            self._tell(signal.SIGTERM)
+
+    def _be_worker(self, parent: int) -> NoReturn:
+        status = 1
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until `work` handles them
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing is loaded yet that could be loaded anew
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+            _die_with(parent)
+            status = self._work()
+        except BaseException:
+            logger.exception("a worker failed")
+        finally:
+            os._exit(status)
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+        self._tell(signal.SIGTERM)
+
+    def _tell(self, number: signal.Signals) -> None:
+        for pid in list(self._children):
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                logger.debug("worker %d has ended already", pid)
+
+
+def _die_with(parent: int) -> None:
+    """A worker whose supervisor was killed ends too (Linux; elsewhere it goes on until it is told to stop)."""
+    try:
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    except (ImportError, OSError, AttributeError):
+        return
+    if os.getppid() != parent:  # it died before the line above
+        os.kill(os.getpid(), signal.SIGTERM)
