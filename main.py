@@ -8,7 +8,6 @@ import itertools
 import json
 import logging
 import os
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -82,7 +81,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 # --- commands
 def serve(arguments: argparse.Namespace) -> int:
     """`python -m main`: loads everything, then serves until SIGTERM or Ctrl-C."""
-    from proxy import logs, server
+    from proxy import banner, logs, server
     from proxy.generation import Generation
 
     def load(before: Generation | None) -> Generation:
@@ -97,7 +96,7 @@ def serve(arguments: argparse.Namespace) -> int:
             logging.getLogger("proxy").warning("%s", warning)
         return Generation(config, mappers, prompters, before)
 
-    return server.run(load, announce)
+    return server.run(load, banner.announce)
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -120,14 +119,15 @@ def check(arguments: argparse.Namespace) -> int:
 
 def connect(arguments: argparse.Namespace) -> int:
     """`python -m main connect`."""
+    from proxy import banner
     from proxy import connect as clients
 
     if arguments.name is None:
         print(clients.listing())
         return 0
     config = configuration.load(arguments.config, environment(), functions("mappers"), functions("prompters"))
-    url = _url(config, config.system.host, config.system.port)
-    print(clients.lines(arguments.name, config, url, _key(config), arguments.target, arguments.model))
+    url = banner.address(config, config.system.host, config.system.port)
+    print(clients.lines(arguments.name, config, url, banner.key(config), arguments.target, arguments.model))
     return 0
 
 
@@ -180,63 +180,6 @@ def _overridden(config: Config, arguments: argparse.Namespace) -> Config:
     given = {"host": arguments.host, "port": arguments.port, "debug": arguments.debug or None}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return replace(config, system=replace(config.system, **changes)) if changes else config
-
-
-def announce(generation: Any, listening: socket.socket) -> None:
-    """The banner: where, what is behind, what is on, and a first request to paste. It holds no key."""
-    config: Config = generation.config
-    host, port = listening.getsockname()[:2]
-    url = _url(config, host, port)
-    lines = [
-        f"mooltiproxy  {url}"
-        + ("" if host.startswith("127.") or host == "::1" else f"   (listening on {host}: reachable from elsewhere)")
-    ]
-    for target in config.targets.values():
-        marks = [mark for mark in ("default" if target.name == config.default else "", target.dialect or "") if mark]
-        route = f"  below {target.route}" if target.route else f"  {len(target.mapping)} paths" if target.mapping else ""
-        lines.append(f"  target  {target.name:<12} {target.url}{route}  {' '.join(marks)}".rstrip())
-    lines.append("  gates   " + ", ".join(_gates(config)))
-    lines += ["", "  a first request:", "  " + _curl(config, url), ""]
-    try:
-        print("\n".join(lines), flush=True)
-    except OSError:  # nobody reads our output: no reason not to serve
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-
-
-def _url(config: Config, host: str, port: int) -> str:
-    named = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    return f"{'https' if config.system.ssl else 'http'}://{named}:{port}"
-
-
-def _gates(config: Config) -> list[str]:
-    gates = ["master key"] if config.master_key else []
-    if config.system.open_to:
-        gates.append("open to " + " ".join(str(network) for network in config.system.open_to))
-    gates.append(f"ban after {config.cerbere.max_tries} wrong keys")
-    lists = {"whitelist": config.cerbere.whitelist, "blacklist": config.cerbere.blacklist, "only": config.cerbere.only}
-    gates += [name for name, networks in lists.items() if networks]
-    if config.system.client_ca:
-        gates.append("client certificates")
-    return gates
-
-
-def _key(config: Config) -> str:
-    """Where a shell finds the master key."""
-    if config.system.local_only:
-        return ""
-    if config.system.masterkey:
-        return f"$(sed -n 's/^ *masterkey: *//p' '{Path(config.file or 'config.yaml').resolve()}' | tr -d \"'\\\"\")"
-    if "MOOLTIPROXY_KEY" in os.environ:
-        return "$MOOLTIPROXY_KEY"
-    return f"$(sed -n 's/^MOOLTIPROXY_KEY=//p' '{Path(ENV_FILE).resolve()}')"
-
-
-def _curl(config: Config, url: str) -> str:
-    key = _key(config)
-    options = "-k " if config.system.ssl else ""
-    authorization = f' -H "Authorization: Bearer {key}"' if key else ""
-    body = '{"model": "demo", "messages": [{"role": "user", "content": "Hello!"}]}'
-    return f"curl {options}{url}/v1/chat/completions{authorization} -H 'Content-Type: application/json' -d '{body}'"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from proxy.config import Entry, Target
 from proxy.dialects import SHARED, Dialect, Route, load
+from proxy.routing import VERSION
 
 STREAMED = ("chat", "text")
 BARE = ("models", "model")  # asked for with GET: nothing to map on the way in
@@ -29,7 +30,11 @@ def expand(target: Target, front: str, exists: Callable[[str], bool], aliases: b
 
 
 def _relative(path: str, own: Dialect) -> str:
-    return path[len(own.version) :] if own.version and path.startswith(own.version + "/") else path
+    """Behind the version: a client's version of an API is not doubled, and gives way to the one that the url has."""
+    if own.version and path.startswith(own.version + "/"):
+        return path[len(own.version) :]
+    version = VERSION.match(path) if own.version else None
+    return path[version.end() :] if version else path
 
 
 def _own(route: Route, own: Dialect, aliases: bool) -> Entry:

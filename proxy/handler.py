@@ -38,7 +38,7 @@ from proxy.logs import CallRecord
 from proxy.relay import Relay
 from proxy.routing import split_target
 from proxy.turns import Turn
-from proxy.wire import dumps
+from proxy.wire import dumps, usage_in
 
 if TYPE_CHECKING:
     from proxy.generation import Generation
@@ -53,6 +53,7 @@ BARE_LF = re.compile(rb"(?<!\r)\n")
 REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 PIECE = 64 * 1024  # bytes read at once
 DRAINED = 64 * 1024  # bytes of an unread body that are read and thrown away to keep a connection
+TAIL = 2048  # bytes of a stream's end that are kept for the log
 BODY_SILENCE_S = 15.0  # a body of which nothing comes for so long will not come
 HELLO = {"name": "mooltiproxy", "status": "ok"}
 
@@ -300,6 +301,7 @@ class Handler(BaseHTTPRequestHandler):
     def _log(self, call: Call) -> None:
         level = logging.WARNING if call.status >= 500 else logging.INFO
         if logger.isEnabledFor(level):
+            call.tokens_in, call.tokens_out = usage_in(self.reply.tail)
             logger.handle(CallRecord(level, call))
 
     # --- bytes
@@ -391,6 +393,7 @@ class Reply:
         self.call: Call | None = None
         self.extra: Fields = []  # CORS
         self.started = False
+        self.tail = b""  # the last bytes of the body, which tell the usage
         self.streaming = False  # events are being sent: a fault can still be told
         self.chunked = False
         self._bodiless = method == "HEAD"
@@ -407,6 +410,7 @@ class Reply:
         length = [] if bare else [("content-length", str(len(body)))]
         head = self._head_bytes(status, [*fields, *length])
         self.started = True
+        self.tail = body
         self.handler.send_bytes(head if self._bodiless or bare else head + body)
 
     def start(self, status: int, fields: Fields, length: int | None) -> None:
@@ -437,6 +441,7 @@ class Reply:
         """The next bytes of the body."""
         if not data or self._bodiless:
             return
+        self.tail = data if len(data) > TAIL else self.tail[-TAIL:] + data
         head, self._head = self._head, b""
         self.handler.send_bytes(head + (enchunk(data) if self.chunked else data))
 
@@ -447,7 +452,7 @@ class Reply:
             return False
         self.flush()
         with handler.turn:
-            handler.server.pump.run(body, handler.request, self.chunked)
+            self.tail += handler.server.pump.run(body, handler.request, self.chunked)
         self.streaming = False
         return True
 

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 AVAILABLE = hasattr(select, "epoll")
 PIECE = 64 * 1024
+TAIL = 2048  # bytes of a stream's end that are kept for the log
 STALL_S = 60.0  # a client that takes nothing for so long has gone
 LOOK_S = 1.0  # how often silence is looked for
 
@@ -49,6 +50,7 @@ class Job:
         self.body, self.client, self.chunked = body, client, chunked
         self.backend = body.conn.sock
         self.source, self.sink = self.backend.fileno(), client.fileno()
+        self.tail = b""
         self.waiting = b""  # what the client has not taken yet
         self.last = time.monotonic()  # when something moved
         self.fault: ProxyError | None = None
@@ -61,6 +63,7 @@ class Job:
         """Bytes of the backend's (b"": its end) → bytes for the client, sent as far as it takes them."""
         self.last = time.monotonic()
         piece = self.body.take(data)
+        self.tail = (self.tail + piece)[-TAIL:]
         out = enchunk(piece) if piece and self.chunked else piece
         if self.chunked and self.body.conn is None:
             out += LAST_CHUNK
@@ -98,8 +101,8 @@ class Pump:
         self._arrived: deque[Job] = deque()
         self._jobs: dict[int, Job] = {}  # by both file descriptors
 
-    def run(self, body: Body, client: socket.socket, chunked: bool) -> None:
-        """Relays the rest of a body to its end, and the last chunk. Raises BackendError, BackendTimeout, ClientGone."""
+    def run(self, body: Body, client: socket.socket, chunked: bool) -> bytes:
+        """Relays the rest of a body to its end, and the last chunk; the body's last bytes. Raises BackendError, ClientGone."""
         job = Job(body, client, chunked)
         conn = body.conn
         assert conn is not None
@@ -112,6 +115,7 @@ class Pump:
         if job.fault is not None:
             body.close()
             raise job.fault
+        return job.tail
 
     def _hand_over(self, job: Job) -> None:
         with self._lock:

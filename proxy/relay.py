@@ -18,7 +18,7 @@ from proxy import wire
 from proxy.answers import ANSWER_LIMIT, CODINGS, ERROR_LIMIT, STREAMS, decoded, field_of, kind_of, read_all, scrubbed
 from proxy.call import Call
 from proxy.config import Target
-from proxy.dialects import load
+from proxy.dialects import load, path_params
 from proxy.dialects._seal import SEAL
 from proxy.errors import BackendError, ProxyError, Refused
 from proxy.gates.keys import ALL_HEADERS
@@ -69,7 +69,7 @@ class Relay:
         header = request.headers.get("target")
         if router.needs_model and header is None and self._routed is None and self._is_json():
             body = self.read_json()
-        choice = router.choose(header, self._routed, self.asked(body))
+        choice = router.choose(header, self._routed, self.asked(body, path_params(call.front, request.method, call.path)))
         place = self.generation.places[choice.target]
         call.target = choice.target
         found = self.generation.find(place, call.front, request.method, call.path)
@@ -178,7 +178,7 @@ class Relay:
         else:
             body = request.body.pieces()
         headers = self.headers_up(place, endpoint)
-        if self._renamed:  # the name has to be found in the answer
+        if self._renamed or call.streams:  # the name has to be found in the answer, and a fault told in the stream
             headers["accept-encoding"] = "identity"
         if hasattr(body, "__next__") and request.body.length is not None:
             headers["content-length"] = str(request.body.length)
@@ -232,9 +232,10 @@ class Relay:
             return
         length = field_of(raw.fields, "content-length")
         if stream and not reply.started:
-            reply.start(status, fields, int(length) if length else None)
-            reply.streaming = True
+            reply.start(status, fields, None)  # without the length, which an error event would break
+            reply.streaming = not field_of(raw.fields, "content-encoding")
         if stream:
+            self._quiet()
             reply.piece(first)
             if not getattr(raw, "ended", False) and reply.pump(raw):
                 return
@@ -286,8 +287,14 @@ class Relay:
             reply.start(status, fields, length)
             reply.streaming = stream
         for piece in pieces:
+            self._quiet()
             reply.piece(piece)
         reply.end()
+
+    def _quiet(self) -> None:
+        """No keep-alive from now on: it could fall into the middle of an event."""
+        if self.call.waits is not None:
+            self.call.waits.tick = None
 
     def _break_off(self, error: ProxyError) -> None:
         """One error event in the client's dialect, then the end."""
@@ -295,6 +302,8 @@ class Relay:
         call.error, call.error_source = error.message, error.source
         cfg = {"id": call.id, "now": int(time.time()), "request": {}, "kind": "chat"}
         self.reply.handler.close_connection = True
+        if front.framing(call.query) in ("sse", "named-sse"):
+            self.reply.piece(b"\n\n")  # whatever event was cut ends here
         for event in _told(front.grammar(_failing(error), cfg)):
             self.reply.piece(wire.frame(front.framing(call.query), event))
         self.reply.end()

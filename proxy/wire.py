@@ -256,3 +256,23 @@ def frame(framing: str, event: Any) -> bytes:
     if framing == "named-sse":
         return b"event: %s\ndata: %s\n\n" % (str(event.get("type", "message")).encode(), dumps(event))
     return dumps(event) + b"\n"
+
+
+USAGE = (b'"usage', b'"prompt_eval_count', b'"tokens_predicted')  # where the APIs' counts stand, the last ones in a body
+TOKENS_IN = re.compile(
+    rb'"(?:prompt_tokens|input_tokens|promptTokenCount|prompt_eval_count|tokens_evaluated)"\s*:\s*([0-9]{1,12})'
+)
+TOKENS_OUT = re.compile(
+    rb'"(?:completion_tokens|output_tokens|candidatesTokenCount|eval_count|tokens_predicted)"\s*:\s*([0-9]{1,12})'
+)
+
+
+def usage_in(body: bytes) -> tuple[int | None, int | None]:
+    """Tokens in and out as the end of a body tells them, in whatever API's words; for the log, without decoding anything."""
+    at = max(body.rfind(word) for word in USAGE)
+    if at < 0:
+        return None, None
+    part = body[max(0, at - 200) :]  # the counts of one API stand in any order
+    found = [pattern.search(part) for pattern in (TOKENS_IN, TOKENS_OUT)]
+    counts = [int(match[1]) if match else None for match in found]
+    return counts[0], counts[1]

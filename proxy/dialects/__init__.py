@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from proxy.errors import BackendError, ProxyError
 
@@ -78,6 +79,7 @@ class Dialect:
     framing: Callable[[str], str] = lambda query: "sse"  # query of the request → sse, named-sse, ndjson or array
     done: bytes = b""  # what follows a whole stream, "data: [DONE]\n\n"
     keepalive: bytes = b""  # what may be sent to a waiting streaming client
+    unsealed: Callable[[Any], Any] | None = None  # a client's body without what `_seal.py` put in, for a backend of this API
     stream_default: bool = False  # what an absent `stream` means
     tuning: frozenset[str] = frozenset()  # top-level request fields whose loss changes no meaning
 
@@ -160,3 +162,13 @@ def route_of(name: str, method: str, path: str) -> Route | None:
         ):
             return route
     return None
+
+
+def path_params(name: str, method: str, path: str) -> Mapping[str, str]:
+    """What the placeholders of the dialect's route stand for in a path: Gemini's clients name their model there."""
+    route = route_of(name, method, path)
+    if route is None or "{" not in route.path:
+        return {}
+    forms = (route.path, route.path.removeprefix("/v1"))
+    found = next((match for form in forms if (match := compile_path(form).fullmatch(path))), None)
+    return {key: unquote(value) for key, value in found.groupdict().items()} if found else {}

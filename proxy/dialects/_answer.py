@@ -71,7 +71,7 @@ def assistant(
 
 
 def tool_call(call_id: str, name: str, arguments: Any, **extra: Any) -> Json:
-    """One whole tool call; arguments may be an object. `extra`: fields beside `function` (thought_signature)."""
+    """One whole tool call; arguments may be an object. `extra`: fields beside `function` (extra_content)."""
     written = arguments if isinstance(arguments, str) else compact(arguments or {})
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": written}, **given(extra)}
 

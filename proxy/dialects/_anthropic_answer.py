@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from proxy.dialects import Event
-from proxy.dialects._anthropic_request import estimate_of, thinking_of
+from proxy.dialects._anthropic_request import chatReqAnthropictoOpenAI, thinking_of
+from proxy.dialects._seal import signature_of, signatures_before
 from proxy.dialects.openai import (
     Json,
     assistant,
@@ -18,6 +19,7 @@ from proxy.dialects.openai import (
     chunk,
     compact,
     count,
+    estimate_tokens,
     made_id,
     model_of,
     parse_arguments,
@@ -77,6 +79,11 @@ def _stop(finish: str | None, matched: Any, refused: bool) -> Json:
     return {"stop_reason": reason, "stop_sequence": None}
 
 
+def estimate_of(request: Any) -> int:
+    """About how many tokens the prompt of a Messages request has; never zero."""
+    return estimate_tokens(chatReqAnthropictoOpenAI(request)) if isinstance(request, dict) and request.get("messages") else 1
+
+
 # --- whole answers
 
 
@@ -120,8 +127,9 @@ def chatAnsAnthropictoOpenAI(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
 def chatAnsOpenAItoAnthropic(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
     """A chat.completion → a Message.
 
-    In: an answer of any OpenAI-like backend. Out: thinking (unsigned reasoning with an empty signature), text, tool calls; of
-    several choices the first. Raises: BackendError for an error, no choice, or arguments that are no JSON object.
+    In: an answer of any OpenAI-like backend. Out: thinking (unsigned reasoning with an empty signature), text, tool calls, each
+    behind its sealed signature if it has one; of several choices the first. Raises: BackendError for an error, no choice, or
+    arguments that are no JSON object.
     """
     answer = canonical_answer(ip)
     if not answer["choices"]:
@@ -134,9 +142,12 @@ def chatAnsOpenAItoAnthropic(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
     said = (message["content"] or "") + text(message.get("refusal"))
     if said:
         content.append({"type": "text", "text": said})
+    held = signature_of(message)
     for call in message.get("tool_calls", ()):
         named = {"id": tool_id(call["id"]), "name": call["function"]["name"]}
+        content += [{"type": "redacted_thinking", "data": data} for data in signatures_before(call, named["id"], held)]
         content.append({"type": "tool_use", **named, "input": parse_arguments(call["function"]["arguments"])})
+        held = ""
     spent = _usage_out(answer["usage"]) if "usage" in answer else _usage_out(None, estimate_of(cfg.get("request")))
     stop = _stop(choice["finish_reason"], choice.get("stop_sequence"), bool(message.get("refusal")))
     return _message(cfg, answer.get("model"), content, spent) | stop
@@ -323,6 +334,7 @@ class _Writer:
         self.index = 0
         self.queue: deque[_Block] = deque()
         self.calls: dict[int, _Block] = {}
+        self.held = ""  # the signature of the text
 
     def take(self, delta: Json) -> Iterator[Event]:
         """A chunk's delta → events."""
@@ -336,6 +348,7 @@ class _Writer:
         said = text(delta.get("content")) + text(delta.get("refusal"))
         if said:
             yield from self._say("text", "text", said)
+        self.held = signature_of(delta) or self.held
         for call in delta.get("tool_calls", ()):
             yield from self._call(call)
 
@@ -360,6 +373,9 @@ class _Writer:
         block = self.calls.get(slot)
         if block is None:
             start = {"type": "tool_use", "id": tool_id(call["id"]), "name": call["function"]["name"], "input": {}}
+            for data in signatures_before(call, start["id"], self.held):
+                yield from self._begin(_Block({"type": "redacted_thinking", "data": data}))
+            self.held = ""
             block = self.calls[slot] = _Block(start, slot)
             yield from self._begin(block)
         if not written or (block.ended and not written.strip()):

@@ -8,13 +8,13 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from proxy.dialects._seal import is_sealed, unseal_signature, with_signatures
 from proxy.dialects.openai import (
     Json,
     canonical,
     checked,
     count,
     data_uri,
-    estimate_tokens,
     expect,
     parse_arguments,
     sniff,
@@ -282,10 +282,14 @@ def _result_in(block: Json, at: str, lost: Lost) -> Json:
 
 
 def _assistant_in(content: Any, path: str, lost: Lost) -> Json:
-    """Blocks of an assistant's turn → one message; a thinking block without a signature is only reasoning_content."""
+    """Blocks of an assistant's turn → one message; a thinking block without a signature is only reasoning_content.
+
+    What `_seal.py` put into redacted blocks goes back to where it was.
+    """
     parts: list[Json] = []
     calls: list[Json] = []
     thinking: list[Json] = []
+    signatures: dict[str, str] = {}
     reasoning = ""
     for at, block in _blocks(content, path):
         kind = block["type"]
@@ -296,6 +300,8 @@ def _assistant_in(content: Any, path: str, lost: Lost) -> Json:
             calls.append(
                 tool_call(expect(block.get("id"), "str", f"{at}.id"), expect(block.get("name"), "str", f"{at}.name"), given)
             )
+        elif kind == "redacted_thinking" and (found := unseal_signature(block.get("data"))):
+            signatures |= found
         elif kind == "redacted_thinking" or (kind == "thinking" and block.get("signature")):
             thinking.append(block)
         elif kind == "thinking":
@@ -307,7 +313,8 @@ def _assistant_in(content: Any, path: str, lost: Lost) -> Json:
     if calls:
         message |= {"content": message["content"] or None, "tool_calls": calls}
     told = {"thinking_blocks": thinking, "reasoning_content": reasoning}
-    return message | {name: value for name, value in told.items() if value}
+    message |= {name: value for name, value in told.items() if value}
+    return with_signatures(message, signatures) if signatures else message
 
 
 # --- hub → Messages
@@ -493,7 +500,7 @@ def _result_out(message: Json, path: str) -> list[Json]:
 
 def _assistant_out(message: Json, path: str) -> list[Json]:
     """Thinking comes first and verbatim; reasoning that nobody signed stays here, a signature is never made up."""
-    blocks = thinking_of(message)
+    blocks = [block for block in thinking_of(message) if not is_sealed(block)]
     blocks += _blocks_out(message["content"] or text(message.get("refusal")), path)
     for j, call in enumerate(message.get("tool_calls", ())):
         at = f"{path}.tool_calls[{j}].function.arguments"
@@ -507,8 +514,3 @@ def thinking_of(message: Json) -> list[Json]:
     blocks = message.get("thinking_blocks")
     listed = blocks if isinstance(blocks, list) else []
     return [block for block in listed if isinstance(block, dict) and block.get("type") in ("thinking", "redacted_thinking")]
-
-
-def estimate_of(request: Any) -> int:
-    """About how many tokens the prompt of a Messages request has; never zero."""
-    return estimate_tokens(chatReqAnthropictoOpenAI(request)) if isinstance(request, dict) and request.get("messages") else 1

@@ -11,6 +11,7 @@ from typing import Any
 from proxy.dialects import Event
 from proxy.dialects._answer import parse_error as parse_any_error
 from proxy.dialects._gemini_parts import deltas_of, get, seal, turn_parts
+from proxy.dialects._seal import signature_of, signed
 from proxy.dialects.openai import (
     Json,
     canonical_answer,
@@ -211,10 +212,11 @@ def _delta_parts(delta: Json, thoughts: bool) -> Iterator[Json]:
     signature, redacted = delta.get("reasoning_signature"), delta.get("redacted_thinking")
     blocks = [{"type": "thinking", "thinking": "", "signature": signature}] if text(signature) else []
     blocks += [{"type": "redacted_thinking", "data": redacted}] if text(redacted) else []
-    plain = {name: text(delta.get(name)) for name in ("content", "refusal", "reasoning_content", "thought_signature")}
+    plain = {name: text(delta.get(name)) for name in ("content", "refusal", "reasoning_content")}
+    whole = {**plain, **signed(signature_of(delta)), "thinking_blocks": blocks}
     if blocks and thoughts:
-        yield from turn_parts({"reasoning_content": plain.pop("reasoning_content")}, BackendError)
-    yield from turn_parts({**plain, "thinking_blocks": blocks}, BackendError, wrap=seal, thoughts=thoughts)
+        yield from turn_parts({"reasoning_content": whole.pop("reasoning_content")}, BackendError)
+    yield from turn_parts(whole, BackendError, wrap=seal, thoughts=thoughts)
 
 
 def _candidate(index: int, parts: list[Json], finish: str | None = None) -> Json:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from proxy.dialects._seal import signature_of, signed
 from proxy.dialects.openai import (
     Json,
     chunk,
@@ -142,14 +143,14 @@ def deltas_of(
         if isinstance(call, dict):
             call_id, args = text(call.get("id")) or name_call(calls), call.get("args")
             written = compact(args if isinstance(args, dict) else {})
-            yield tool_delta(calls, call_id, text(call.get("name")), written, thought_signature=signature or None)
+            yield tool_delta(calls, call_id, text(call.get("name")), written, **signed(signature))
             calls += 1
             continue
         thought = part.get("thought") is True
         if said:
             yield {"reasoning_content" if thought else "content": said}
         if signature:
-            yield {"reasoning_signature" if thought else "thought_signature": signature}
+            yield {"reasoning_signature": signature} if thought else signed(signature)
 
 
 def _user_turn(parts: list[Json], at: str, pending: Pending) -> list[Json]:
@@ -300,23 +301,16 @@ def turn_parts(
     """
     parts = list(_thought_parts(message, wrap)) if thoughts else []
     said = parts_out(message.get("content") or text(message.get("refusal")), f"{at}.content")
-    if text(message.get("thought_signature")):
+    if signature_of(message):
         said = said or [{"text": ""}]  # Gemini itself sends a signature that has no text of its own so
-        said[-1] = {**said[-1], "thoughtSignature": wrap(message["thought_signature"])}
+        said[-1] = {**said[-1], "thoughtSignature": wrap(signature_of(message))}
     parts += said
     for j, call in enumerate(message.get("tool_calls") or ()):
         args = parse_arguments(call["function"]["arguments"], error, f"{at}.tool_calls[{j}].function.arguments")
         part: Json = {"functionCall": {"id": call["id"], "name": call["function"]["name"], "args": args}}
-        signature = text(call.get("thought_signature")) or _compat_signature(call)
+        signature = signature_of(call)
         parts.append({**part, "thoughtSignature": wrap(signature)} if signature else part)
     return parts
-
-
-def _compat_signature(call: Json) -> str:
-    """Where clients of Google's own OpenAI endpoint keep it: tool_calls[].extra_content.google.thought_signature."""
-    extra = call.get("extra_content")
-    google = extra.get("google") if isinstance(extra, dict) else None
-    return text(google.get("thought_signature")) if isinstance(google, dict) else ""
 
 
 def _thought_parts(message: Json, wrap: Callable[[str], str]) -> Iterator[Json]:

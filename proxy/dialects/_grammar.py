@@ -21,9 +21,7 @@ def error_body(error: ProxyError, request_id: str) -> Json:
 # is whole when at least one choice was seen and none is open. A chunk without choices (usage, a server's notice) is legal
 # anywhere, and usage is shown only to a client that asked for it.
 HEAD = (("id", str), ("object", str), ("created", int), ("model", str), ("choices", list))
-STRINGS = frozenset(
-    ("role", "content", "refusal", "reasoning_content", "reasoning_signature", "redacted_thinking", "thought_signature")
-)
+STRINGS = frozenset(("role", "content", "refusal", "reasoning_content", "reasoning_signature", "redacted_thinking"))
 
 
 class _Open:

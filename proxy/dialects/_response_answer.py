@@ -8,7 +8,7 @@ from typing import Any
 from proxy.dialects import Event
 from proxy.dialects._answer import assistant, chat_answer, chunk, stream_error, text, tool_call, tool_delta, usage, usage_chunk
 from proxy.dialects._hub import Json, compact, objects
-from proxy.dialects._response_events import seal
+from proxy.dialects._seal import seal
 from proxy.errors import BackendError
 
 

@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from proxy.dialects import Event
 from proxy.dialects._answer import count, model_of, text
-from proxy.dialects._hub import Json, compact, tool_id
+from proxy.dialects._hub import Json, tool_id
 from proxy.dialects._response_tools import Tool, call_item, registry
+from proxy.dialects._seal import seal, signature_of, signatures_before
 from proxy.dialects._stream import canonical_chunks
-
-SEAL = "mooltiproxy-1."  # what we wrote ourselves into an opaque field begins so
-
-
-def seal(value: Json) -> str:
-    """An object as opaque text that a client hands back unread: a prefix and base64url of its JSON."""
-    return SEAL + base64.urlsafe_b64encode(compact(value).encode("utf-8", "surrogatepass")).decode()
-
-
-def unseal(sealed: Any) -> Json | None:
-    """What `seal` wrote; None for anything else."""
-    if not isinstance(sealed, str) or not sealed.startswith(SEAL):
-        return None
-    try:
-        value = json.loads(base64.urlsafe_b64decode(sealed[len(SEAL) :]).decode("utf-8", "surrogatepass"))
-    except (binascii.Error, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
 
 ECHOED: Json = {  # request fields that every response repeats, and what they are when absent
     "instructions": None,
@@ -123,6 +102,7 @@ class _Writer:
         self.pieces: list[str] = []
         self.logprobs: list[Any] = []
         self.calls: dict[int, _Call] = {}
+        self.held = ""  # the signature of the text
         self.finish: str | None = None
 
     def event(self, kind: str, **fields: Any) -> Event:
@@ -157,13 +137,14 @@ class _Writer:
         if isinstance(delta.get("reasoning_signature"), str):
             if self.kind != "reasoning":
                 yield from self._open_reasoning()
-            yield from self._close(signature=delta["reasoning_signature"])
+            block = {"type": "thinking", "thinking": "".join(self.pieces), "signature": delta["reasoning_signature"]}
+            yield from self._close(sealed=seal(block))
         if isinstance(delta.get("redacted_thinking"), str):
-            yield from self._open_reasoning()
-            yield from self._close(redacted=delta["redacted_thinking"])
+            yield from self._opaque(seal({"type": "redacted_thinking", "data": delta["redacted_thinking"]}))
         for field, part in TEXTS.items():
             if delta.get(field):
                 yield from self._text(part, delta[field], choice.get("logprobs"))
+        self.held = signature_of(delta) or self.held
         for call in delta.get("tool_calls", ()):
             yield from self._call(call)
         if choice["finish_reason"]:
@@ -187,17 +168,19 @@ class _Writer:
         self.pieces.append(piece)
         yield self.event("reasoning_summary_text.delta", **here, delta=piece)
 
-    def _close_reasoning(self, signature: str | None, redacted: str | None) -> Iterator[Event]:
+    def _opaque(self, sealed: str) -> Iterator[Event]:
+        yield from self._open_reasoning()
+        yield from self._close(sealed=sealed)
+
+    def _close_reasoning(self, sealed: str | None) -> Iterator[Event]:
         whole, here = "".join(self.pieces), {**self._here("rs"), "summary_index": 0}
         part = {"type": "summary_text", "text": whole}
         if self.pieces:
             yield self.event("reasoning_summary_text.done", **here, text=whole)
             yield self.event("reasoning_summary_part.done", **here, part=part)
         item = {"id": here["item_id"], "type": "reasoning", "summary": [part] if self.pieces else []}
-        if signature is not None:
-            item["encrypted_content"] = seal({"type": "thinking", "thinking": whole, "signature": signature})
-        elif redacted is not None:
-            item["encrypted_content"] = seal({"type": "redacted_thinking", "data": redacted})
+        if sealed is not None:
+            item["encrypted_content"] = sealed
         yield self._done(self.index, item)
 
     # messages
@@ -241,10 +224,10 @@ class _Writer:
         self.parts.append(part)
         self.part, self.pieces, self.logprobs = "", [], []
 
-    def _close(self, status: str = "completed", signature: str | None = None, redacted: str | None = None) -> Iterator[Event]:
+    def _close(self, status: str = "completed", sealed: str | None = None) -> Iterator[Event]:
         """The open message or reasoning item, if there is one."""
         if self.kind == "reasoning":
-            yield from self._close_reasoning(signature, redacted)
+            yield from self._close_reasoning(sealed)
         elif self.kind == "message":
             yield from self._close_part()
             head = {"id": self._here("msg")["item_id"], "type": "message", "status": status}
@@ -258,8 +241,11 @@ class _Writer:
         call = self.calls.get(slot)
         if call is None:
             yield from self._close()
-            name = text(function.get("name"))
-            call = self.calls[slot] = _Call(self.tools.get(name) or Tool("function", name), tool_id(text(fragment.get("id"))))
+            name, call_id = text(function.get("name")), tool_id(text(fragment.get("id")))
+            for sealed in signatures_before(fragment, call_id, self.held):
+                yield from self._opaque(sealed)
+            self.held = ""
+            call = self.calls[slot] = _Call(self.tools.get(name) or Tool("function", name), call_id)
             if call.tool.kind == "function":
                 call.index = len(self.output)
                 yield self._added(call_item(call.tool, self._item_id("fc", call.index), call.call_id, "", "in_progress"))

@@ -17,6 +17,7 @@ from proxy.dialects._answer import (
     text,
 )
 from proxy.dialects._hub import Json, compact, objects
+from proxy.dialects._seal import signature_of, signed
 
 
 class Slots:
@@ -168,7 +169,7 @@ class _Choice:
         if isinstance(delta.get("redacted_thinking"), str):
             self.thinking.append({"type": "redacted_thinking", "data": delta["redacted_thinking"]})
             self.open_reasoning = []
-        self.signature = text(delta.get("thought_signature")) or self.signature
+        self.signature = signature_of(delta) or self.signature
         for call in objects(delta.get("tool_calls")):
             self._add_call(call)
         if isinstance(delta.get("function_call"), dict):
@@ -201,8 +202,7 @@ class _Choice:
             message |= {"content": content or None, "function_call": self.legacy}
         if self.annotations:
             message["annotations"] = self.annotations
-        if self.signature:
-            message["thought_signature"] = self.signature
+        message |= signed(self.signature)
         extra = given({"stop_sequence": self.stop_sequence, "logprobs": self.logprobs or None})
         return {"index": self.index, "message": message, "finish_reason": self.finish, **extra}
 
@@ -258,7 +258,7 @@ def _deltas(message: Json) -> Iterator[Json]:
         yield {"reasoning_content": told}
     if joined(message.get("content")):
         yield {"content": joined(message["content"])}
-    for name in ("refusal", "annotations", "function_call", "thought_signature"):
+    for name in ("refusal", "annotations", "function_call", "extra_content"):
         if message.get(name):
             yield {name: message[name]}
     for slot, call in enumerate(objects(message.get("tool_calls"))):

@@ -7,6 +7,7 @@ calls within a turn. Between two ends that both speak Messages nothing is, as no
 - `temperature` ends at 1, not 2: what is above is sent as 1 and reported.
 - `system_policy` of the endpoint says what a system message in mid-conversation becomes: `inline` (the default) stays a
   system message, which Claude takes since Opus 4.8; `hoist` goes to the top-level `system`; `user` is a user's text.
+- Gemini's signatures travel in redacted_thinking blocks (`_seal.py`), which no Messages backend gets.
 - Version 2026-10-21 of the API refuses temperature, top_p and top_k, so a backend is asked in version 2023-06-01.
 Requests are in `_anthropic_request.py`, answers and streams in `_anthropic_answer.py`, errors and the grammar of streams in
 `_anthropic_grammar.py`.
@@ -29,6 +30,7 @@ from proxy.dialects._anthropic_answer import (
 )
 from proxy.dialects._anthropic_grammar import error_body, grammar
 from proxy.dialects._anthropic_request import chatReqAnthropictoOpenAI, chatReqOpenAItoAnthropic
+from proxy.dialects._seal import is_sealed
 from proxy.dialects.openai import Json, count, pick_model, text
 from proxy.errors import BackendError
 from proxy.wire import frame
@@ -119,6 +121,22 @@ def parse_error(status: int, body: Any) -> BackendError:
     return hub_error(503 if status == 529 else status, body)
 
 
+def without_sealed(ip: Any) -> Any:
+    """A Messages body as Anthropic may get it: without blocks that this proxy wrote for another API's backend."""
+    messages = ip.get("messages") if isinstance(ip, dict) else None
+    if not isinstance(messages, list):
+        return ip
+    kept = [_unsealed(message) for message in messages]
+    return {**ip, "messages": [message for message in kept if not isinstance(message, dict) or message.get("content") != []]}
+
+
+def _unsealed(message: Any) -> Any:
+    content = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(content, list):
+        return message
+    return {**message, "content": [block for block in content if not isinstance(block, dict) or not is_sealed(block)]}
+
+
 DIALECT = Dialect(
     name="anthropic",
     tag="Anthropic",
@@ -131,7 +149,7 @@ DIALECT = Dialect(
     backend={
         "chat": Upstream("/messages"),
         "count": Upstream("/messages/count_tokens"),
-        "models": Upstream("/models", method="GET"),
+        "models": Upstream("/models?limit=1000", method="GET"),  # the most that a page may have; 20 else
     },
     version="/v1",
     error_body=error_body,
@@ -144,6 +162,7 @@ DIALECT = Dialect(
     prefixes=("/v1",),
     framing=lambda query: "named-sse",
     keepalive=frame("named-sse", {"type": "ping"}),
+    unsealed=without_sealed,
     tuning=frozenset(
         (
             *("temperature", "top_p", "top_k", "metadata", "user_profile_id", "service_tier", "inference_geo", "speed"),

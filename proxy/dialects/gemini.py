@@ -4,7 +4,7 @@ What Gemini has and no other API has a place for is dropped on the way to the hu
 codeExecution, …) with their parts, safetySettings, media in answers; cachedContent is refused. Decisions:
 - Of thinkingBudget and a level only one may be sent: a budget wins, and Gemini 2, which has no levels, gets a budget.
 - A system message in mid-conversation keeps its place, as the user's text: Gemini has no other role for it.
-- The signature of a turn's text is the hub's extension message.thought_signature (delta.thought_signature in a stream).
+- The signature of a call, or of a turn's text, is the hub's extension extra_content of the call, the message, the delta.
 Contents and parts are in `_gemini_parts.py`, schemas in `_gemini_schema.py`, answers and streams in `_gemini_answer.py`.
 Source: ai.google.dev/api (2026-11), google-genai 3.4, Gemini CLI 0.61.
 """

@@ -28,18 +28,18 @@ Extensions of the hub's request, which OpenAI's API does not know (`chatReqOpenA
   messages[].reasoning_content str, reasoning without a signature
   messages[].is_error     true on a tool message that reports a failure
   image_url and file parts in a tool message's content
-  tool_calls[].thought_signature   str (Gemini), verbatim
-  messages[].thought_signature     str (Gemini), verbatim: the one that stands on the last text part of a model's turn
+  tool_calls[].extra_content   {"google": {"thought_signature": str}} (Gemini), verbatim, as Google's own OpenAI endpoint has it
+  messages[].extra_content     the same: the one that stands on the last text part of a model's turn
 Canonical chat answer: a chat.completion; its extensions:
   choices[].message.reasoning_content  str, all reasoning text, also that of thinking_blocks
   choices[].message.thinking_blocks  as above, the signed and redacted blocks only; whoever reads them skips reasoning_content
   choices[].stop_sequence str, the stop that matched
-  choices[].message.tool_calls[].thought_signature, choices[].message.thought_signature
+  choices[].message.tool_calls[].extra_content, choices[].message.extra_content  as above; see `signature_of` in _seal.py
   usage.prompt_tokens includes cached ones; usage.prompt_tokens_details {"cached_tokens", "cache_creation_tokens" (extension)};
   usage.completion_tokens_details {"reasoning_tokens"}
 Canonical stream: chat.completion.chunk; `delta` has role, content, tool_calls [{"index", "id"?, "type"?, "function": {"name"?,
-  "arguments"?}, "thought_signature"?}], and as extensions reasoning_content (a fragment), reasoning_signature (the signature
-  that ends the reasoning block), redacted_thinking (a whole block's data), thought_signature. finish_reason (and stop_sequence
+  "arguments"?}, "extra_content"?}], and as extensions reasoning_content (a fragment), reasoning_signature (the signature
+  that ends the reasoning block), redacted_thinking (a whole block's data), extra_content. finish_reason (and stop_sequence
   beside it) comes once per choice, then, when it is known, one chunk with `choices: []` and `usage`. A stream that ends without
   a finish_reason is broken: a mapper ends there without inventing one, and the front's grammar says so to the client.
 """
@@ -102,9 +102,10 @@ __all__ += ["usage", "usage_chunk", "vectors_of"]
 # --- chat
 
 SAMPLING = ("top_k", "min_p", "typical_p", "repetition_penalty")
-MESSAGE_EXTENSIONS = frozenset(("thinking_blocks", "reasoning_content", "is_error", "thought_signature"))
+MESSAGE_EXTENSIONS = ("thinking_blocks", "reasoning_content", "is_error")
 OPENAI_ONLY = ("verbosity", "prompt_cache_key", "safety_identifier", "service_tier")
 OPENAI_HOST = re.compile(r"//([\w.-]+\.)?(openai\.com|azure\.com)([:/]|$)")
+GOOGLE_HOST = re.compile(r"//([\w.-]+\.)?googleapis\.com([:/]|$)")
 MISTRAL = re.compile(r"mi[sx]tral|codestral|devstral|pixtral", re.I)
 
 
@@ -112,18 +113,20 @@ def chatReqOpenAItoOpenAI(ip: Any, cfg: Mapping[str, Any] = {}) -> Json:
     """Canonical request → what a backend of OpenAI's API takes: no extensions, usage asked for in streams.
 
     Out: tool results as text, their images in a user message behind them; `developer` is `system` and the limit `max_tokens`
-    where cfg["url"] is not OpenAI's; nine-character tool ids for Mistral. Raises: BadRequest (see `canonical`).
+    where cfg["url"] is not OpenAI's; thought signatures where it is Google's; nine-character tool ids for Mistral.
+    Raises: BadRequest (see `canonical`).
     Source: OpenAI API reference, Create chat completion (2026-11).
     """
     req = canonical(ip, own=True)
     for name in (*SAMPLING, "thinking"):
         req.pop(name, None)
-    req["messages"] = list(_plain_messages(req["messages"]))
+    url = cfg.get("url")
+    google = isinstance(url, str) and GOOGLE_HOST.search(url) is not None
+    req["messages"] = list(_plain_messages(req["messages"], () if google else ("extra_content",)))
     if "tools" in req:
         req["tools"] = [_without(tool, "cache_control") for tool in req["tools"]]
     if req.get("stream"):
         req["stream_options"] = {**req.get("stream_options", {}), "include_usage": True}
-    url = cfg.get("url")
     if isinstance(url, str) and not OPENAI_HOST.search(url):
         _for_others(req)
     if any(MISTRAL.search(str(cfg.get(name) or req.get(name) or "")) for name in ("model", "url")):
@@ -137,14 +140,17 @@ def _without(item: Json, *names: str) -> Json:
     return {name: value for name, value in item.items() if name not in names}
 
 
-def _plain_messages(messages: list[Json]) -> Iterator[Json]:
-    """Messages without extensions; what a tool result cannot hold follows the last result of the turn."""
+def _plain_messages(messages: list[Json], extra: tuple[str, ...]) -> Iterator[Json]:
+    """Messages without extensions, and without `extra`, which their calls may have too.
+
+    What a tool result cannot hold follows the last result of the turn.
+    """
     held: list[Json] = []
     for message in messages:
         if held and message["role"] != "tool":
             yield {"role": "user", "content": held}
             held = []
-        plain = _without(message, *MESSAGE_EXTENSIONS)
+        plain = _without(message, *MESSAGE_EXTENSIONS, *extra)
         if isinstance(plain["content"], list):
             parts = [_without(part, "cache_control") for part in plain["content"]]
             if message["role"] == "tool":
@@ -154,7 +160,7 @@ def _plain_messages(messages: list[Json]) -> Iterator[Json]:
         if message.get("is_error") is True:
             plain = {**plain, "content": f"Error: {text_of(plain['content'])}"}
         if plain.get("tool_calls"):
-            plain = {**plain, "tool_calls": [_without(call, "thought_signature") for call in plain["tool_calls"]]}
+            plain = {**plain, "tool_calls": [_without(call, *extra) for call in plain["tool_calls"]]}
         yield plain
     if held:
         yield {"role": "user", "content": held}

@@ -1,9 +1,10 @@
 """OpenAI's Responses API, as Codex speaks it: input and output items instead of messages, named events instead of chunks.
 
 Reasoning survives the client's round trip in `encrypted_content`. To a client, each thinking block of the hub (text, signature
-or redacted data) is sealed into it as it is, behind the prefix `mooltiproxy-1.`, and taken out again when the client sends the
-item back. From a backend, a reasoning item's id and encrypted_content are sealed the same way into the hub block's signature.
-What others encrypted cannot be read here; then only the summary is kept, as reasoning_content.
+or redacted data) is sealed into it as it is (`_seal.py`), and taken out again when the client sends the item back; Gemini's
+signature of a call is sealed into an item of its own, before the call. From a backend, a reasoning item's id and
+encrypted_content are sealed the same way into the hub block's signature. What others encrypted cannot be read here; then only
+the summary is kept, as reasoning_content.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any
 
 from proxy.dialects import Dialect, Route, Upstream
 from proxy.dialects._response_answer import chatAnsResponsestoOpenAI, chatStreamResponsestoOpenAI, reasoning_text
-from proxy.dialects._response_events import chatStreamOpenAItoResponses, unseal
+from proxy.dialects._response_events import chatStreamOpenAItoResponses
 from proxy.dialects._response_grammar import grammar
 from proxy.dialects._response_tools import CALL_TYPES, OUTPUT_TYPES, hub_call, hub_choice, hub_tools
+from proxy.dialects._seal import is_sealed, unseal, unseal_signature, with_signatures
 from proxy.dialects.openai import (
     Json,
     canonical,
@@ -110,6 +112,7 @@ class _Turns:
         self.lost = lost or (lambda path, why: None)
         self.messages: list[Json] = []
         self.turn: Json | None = None
+        self.signatures: dict[str, str] = {}  # of the turn's calls and text
 
     def assistant(self) -> Json:
         if self.turn is None:
@@ -118,8 +121,8 @@ class _Turns:
 
     def flush(self) -> None:
         if self.turn is not None:
-            self.messages.append(self.turn)
-        self.turn = None
+            self.messages.append(with_signatures(self.turn, self.signatures) if self.signatures else self.turn)
+        self.turn, self.signatures = None, {}
 
     def message(self, item: Json, param: str) -> None:
         role = item.get("role")
@@ -152,6 +155,9 @@ class _Turns:
         self.messages.append({"role": "tool", "tool_call_id": call_id, "content": _hub_content(output, f"{param}.output")})
 
     def reasoning(self, item: Json, param: str) -> None:
+        self.signatures |= (found := unseal_signature(item.get("encrypted_content")))
+        if found:
+            return
         block = unseal(item.get("encrypted_content"))
         if block is not None and block.get("type") in ("thinking", "redacted_thinking"):
             self.assistant().setdefault("thinking_blocks", []).append(block)
@@ -231,6 +237,14 @@ def _hub_part(part: Any, param: str) -> Json:
     if kind in ("input_image", "input_file"):
         raise BadRequest(f"{param} must hold its data: this backend cannot fetch a file by id or url", param=param)
     raise BadRequest(f"{param}.type is not a content part's", param=f"{param}.type")
+
+
+def without_sealed(ip: Any) -> Any:
+    """A Responses body as OpenAI may get it: without reasoning that this proxy sealed for another API's backend."""
+    given = ip.get("input") if isinstance(ip, dict) else None
+    if not isinstance(given, list):
+        return ip
+    return {**ip, "input": [item for item in given if not isinstance(item, dict) or not is_sealed(item)]}
 
 
 # --- requests: hub → Responses
@@ -437,6 +451,7 @@ DIALECT = Dialect(
     prefixes=("/v1/responses", "/v1/conversations"),
     framing=lambda query: "named-sse",
     keepalive=b": keep-alive\n\n",
+    unsealed=without_sealed,
     tuning=frozenset(
         (
             *("temperature", "top_p", "metadata", "client_metadata", "user", "store", "include", "truncation", *OPENAI_ONLY),

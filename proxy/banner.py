@@ -1,0 +1,71 @@
+"""What is printed at the start: where, what is behind, what is on, and a first request to paste. It holds no key."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+from proxy.config import Config
+from proxy.generation import Generation
+
+ENV_FILE = ".env"
+
+
+def announce(generation: Generation, listening: socket.socket) -> None:
+    """Prints the banner; `listening` tells the port where the system chose it."""
+    config: Config = generation.config
+    host, port = listening.getsockname()[:2]
+    url = address(config, host, port)
+    lines = [
+        f"mooltiproxy  {url}"
+        + ("" if host.startswith("127.") or host == "::1" else f"   (listening on {host}: reachable from elsewhere)")
+    ]
+    for target in config.targets.values():
+        marks = [mark for mark in ("default" if target.name == config.default else "", target.dialect or "") if mark]
+        route = f"  below {target.route}" if target.route else f"  {len(target.mapping)} paths" if target.mapping else ""
+        lines.append(f"  target  {target.name:<12} {target.url}{route}  {' '.join(marks)}".rstrip())
+    lines.append("  gates   " + ", ".join(_gates(config)))
+    lines += ["", "  a first request:", "  " + _curl(config, url), ""]
+    try:
+        print("\n".join(lines), flush=True)
+    except OSError:  # nobody reads our output: no reason not to serve
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def address(config: Config, host: str, port: int) -> str:
+    """The proxy's URL as this machine reaches it."""
+    named = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"{'https' if config.system.ssl else 'http'}://{named}:{port}"
+
+
+def _gates(config: Config) -> list[str]:
+    gates = ["master key"] if config.master_key else []
+    if config.system.open_to:
+        gates.append("open to " + " ".join(str(network) for network in config.system.open_to))
+    gates.append(f"ban after {config.cerbere.max_tries} wrong keys")
+    lists = {"whitelist": config.cerbere.whitelist, "blacklist": config.cerbere.blacklist, "only": config.cerbere.only}
+    gates += [name for name, networks in lists.items() if networks]
+    if config.system.client_ca:
+        gates.append("client certificates")
+    return gates
+
+
+def key(config: Config) -> str:
+    """Where a shell finds the master key."""
+    if config.system.local_only:
+        return ""
+    if config.system.masterkey:
+        return f"$(sed -n 's/^ *masterkey: *//p' '{Path(config.file or 'config.yaml').resolve()}' | tr -d \"'\\\"\")"
+    if "MOOLTIPROXY_KEY" in os.environ:
+        return "$MOOLTIPROXY_KEY"
+    return f"$(sed -n 's/^MOOLTIPROXY_KEY=//p' '{Path(ENV_FILE).resolve()}')"
+
+
+def _curl(config: Config, url: str) -> str:
+    secret = key(config)
+    options = "-k " if config.system.ssl else ""
+    authorization = f' -H "Authorization: Bearer {secret}"' if secret else ""
+    body = '{"model": "demo", "messages": [{"role": "user", "content": "Hello!"}]}'
+    return f"curl {options}{url}/v1/chat/completions{authorization} -H 'Content-Type: application/json' -d '{body}'"
