@@ -285,6 +285,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         front = dialects.load(call.front)
         fields = [("content-type", "application/json"), *error.headers]
+        if front.id_header:
+            fields.append((front.id_header, call.id))
         self.reply.whole(front.statuses.get(error.status, error.status), fields, dumps(front.error_body(error, call.id)))
 
     def _refuse_unread(self, fault: ProtocolError) -> None:

@@ -56,6 +56,10 @@ class Mapped:
             raise BadRequest("the body is empty, where JSON is wanted")
         self._debug("the client's request", relay.read())
         asked = relay.asked(body, params)
+        at_once = self._translation.at_once(body)
+        if at_once is not None:
+            self._reply.json(200, at_once)
+            return
         model = self._choice.model or asked
         call.streams = stream = self._translation.wants_stream(body)
         mapped = self._translation.request(body, stream, params, call.query, model)
@@ -190,8 +194,10 @@ class Mapped:
     def _own_fields(self, fields: Fields) -> Fields:
         """Headers of a mapped answer: the backend's request id and limits, the model that really answered, what was lost."""
         call = self._call
-        own = [(name, value) for name, value in fields if name == "request-id" or name.startswith("x-ratelimit-")]
-        upstream_id = field_of(fields, "x-request-id")
+        own = [(name, value) for name, value in fields if name.startswith("x-ratelimit-")]
+        if self._translation.front.id_header:
+            own.append((self._translation.front.id_header, call.id))
+        upstream_id = field_of(fields, "x-request-id") or field_of(fields, "request-id")
         if upstream_id:
             own.append(("x-upstream-request-id", upstream_id))
         if call.model_served and call.model_served != call.model_asked:

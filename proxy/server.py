@@ -213,6 +213,7 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
 def run(load: Loader, announce: Callable[[Generation, socket.socket], None]) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit status. `load` makes a generation, given the one before it."""
     generation = load(None)
+    _give_back_memory()
     tls = tls_context(generation.config)
     listening = listen(generation.config)
     _hold_signals()  # who reads the banner may send one before there is a handler for it
@@ -221,10 +222,20 @@ def run(load: Loader, announce: Callable[[Generation, socket.socket], None]) -> 
     if workers > 1 and hasattr(os, "fork"):
         from proxy.workers import supervise
 
-        return supervise(workers, lambda: work(load, generation, listening, tls))
+        return supervise(workers, lambda changed: work(load, generation, listening, tls, changed), listening.close)
     if workers > 1:
         logger.warning("system.workers needs fork, which this system lacks: one worker serves")
     return work(load, generation, listening, tls)
+
+
+def _give_back_memory() -> None:
+    """What loading has used and freed goes back to the system, where the C library can do that (glibc)."""
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).malloc_trim(0)
+    except (ImportError, OSError, AttributeError, TypeError):
+        logger.debug("this C library keeps what was freed")
 
 
 def _hold_signals(hold: bool = True) -> None:
@@ -234,8 +245,10 @@ def _hold_signals(hold: bool = True) -> None:
         signal.pthread_sigmask(how, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 
-def work(load: Loader, generation: Generation, listening: socket.socket, tls: ssl.SSLContext | None) -> int:
-    """One worker's life."""
+def work(
+    load: Loader, generation: Generation, listening: socket.socket, tls: ssl.SSLContext | None, changed: bool = False
+) -> int:
+    """One worker's life. `changed`: what `generation` was loaded from has been loaded anew by others."""
     server = Server(listening, generation, tls)
 
     def reload() -> None:
@@ -260,6 +273,8 @@ def work(load: Loader, generation: Generation, listening: socket.socket, tls: ss
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda *_: server.ask("reload"))
     _hold_signals(False)
+    if changed:
+        reload()
     server.serve(reload)
     sys.stderr.flush()
     return 0

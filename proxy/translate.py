@@ -52,11 +52,10 @@ class Endpoint:
         """The API that the backend speaks: its dialect, else what the first mapper of its answers is named after."""
         if self.target.dialect:
             return self.target.dialect
-        known = {load(name).tag: name for name in names()} if self.outward or self.stream else {}
         for step in (*self.outward[:1], *self.stream[:1]):
             match = re.match(r"[a-z]+(?:Ans|Stream)(\w+?)to", step.name)
-            if match and match[1] in known:
-                return known[match[1]]
+            if match and match[1].lower() in names():
+                return match[1].lower()
         return "openai"
 
 
@@ -143,6 +142,10 @@ class Translation:
         for place, step in enumerate(self.endpoint.outward):
             ip = self._run(step, ip, self._cfg_back(place, len(self.endpoint.outward)), asked=False)
         return ip
+
+    def at_once(self, body: Any) -> Any:
+        """The answer to a body that asks no backend for anything, None for any other."""
+        return self.front.at_once(body, self._cfg) if self.front.at_once else None
 
     def own_answer(self, body: Any) -> Any:
         """What the endpoint's `answer` function says without a backend, through the chain outward."""

@@ -15,16 +15,21 @@ HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 RESTART_PAUSE_S = 1.0  # before a worker that died at once is started anew
 
 
-def supervise(count: int, work: Callable[[], int]) -> int:
-    """Keeps `count` workers alive until SIGTERM or SIGINT; returns the exit status. SIGHUP reaches every worker."""
-    return Supervisor(work).run(count)
+def supervise(count: int, work: Callable[[bool], int], stopped: Callable[[], None]) -> int:
+    """Keeps `count` workers alive until SIGTERM or SIGINT; returns the exit status. SIGHUP reaches every worker.
+
+    `work(reload)` is a worker's life; `reload`: the configuration has changed since this process read it. `stopped` is called
+    when the end begins.
+    """
+    return Supervisor(work, stopped).run(count)
 
 
 class Supervisor:
     """What it holds: its children's process ids and when they were started (monotonic)."""
 
-    def __init__(self, work: Callable[[], int]) -> None:
-        self._work = work
+    def __init__(self, work: Callable[[bool], int], stopped: Callable[[], None]) -> None:
+        self._work, self._stopped = work, stopped
+        self._reloaded = False
         self._children: dict[int, float] = {}
         self._stopping = False
 
@@ -32,7 +37,7 @@ class Supervisor:
         """See `supervise`."""
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
-        signal.signal(signal.SIGHUP, lambda *_: self._tell(signal.SIGHUP))
+        signal.signal(signal.SIGHUP, self._reload)
         for _ in range(count):
             self._start()
         while self._children:
@@ -68,14 +73,19 @@ class Supervisor:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing is loaded yet that could be loaded anew
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
             _die_with(parent)
-            status = self._work()
+            status = self._work(self._reloaded)
         except BaseException:
             logger.exception("a worker failed")
         finally:
             os._exit(status)
 
+    def _reload(self, *_: object) -> None:
+        self._reloaded = True
+        self._tell(signal.SIGHUP)
+
     def _stop(self, *_: object) -> None:
         self._stopping = True
+        self._stopped()
         self._tell(signal.SIGTERM)
 
     def _tell(self, number: signal.Signals) -> None:

@@ -46,7 +46,7 @@ class Supervised:
     """A program that supervises; its workers' lines come through a pipe, which ends with the last of them."""
 
     def __init__(self, work: str, count: int = 2, before: str = "") -> None:
-        program = f"{BEGINNING}{work}\n{before}\nsys.exit(supervise({count}, work))\n"
+        program = f"{BEGINNING}{work}\n{before}\nsys.exit(supervise({count}, lambda changed: work(), lambda: None))\n"
         self.process = subprocess.Popen(
             [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
         )

@@ -79,7 +79,9 @@ class Dialect:
     framing: Callable[[str], str] = lambda query: "sse"  # query of the request → sse, named-sse, ndjson or array
     done: bytes = b""  # what follows a whole stream, "data: [DONE]\n\n"
     keepalive: bytes = b""  # what may be sent to a waiting streaming client
+    at_once: Callable[[Any, Mapping[str, Any]], Any] | None = None  # the answer to a body that asks no backend for anything
     unsealed: Callable[[Any], Any] | None = None  # a client's body without what `_seal.py` put in, for a backend of this API
+    id_header: str | None = None  # where its clients look for the request id, beside x-request-id
     stream_default: bool = False  # what an absent `stream` means
     tuning: frozenset[str] = frozenset()  # top-level request fields whose loss changes no meaning
 

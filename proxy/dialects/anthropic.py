@@ -157,6 +157,7 @@ DIALECT = Dialect(
     grammar=grammar,
     statuses={503: 529},
     auth="x-api-key",
+    id_header="request-id",
     headers={"anthropic-version": "2023-06-01"},
     forward=frozenset(("anthropic-version", "anthropic-beta")),
     prefixes=("/v1",),
