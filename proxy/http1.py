@@ -11,6 +11,7 @@ import re
 TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 LENGTH = re.compile(r"[0-9]{1,15}")
 CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*;[^\r\n\x00-\x08\x0a-\x1f\x7f]*)?")
+PLAIN_SIZE = re.compile(rb"[0-9a-fA-F]{1,15}")
 TEXT = bytes([9, *range(0x20, 0x7F), *range(0x80, 0x100)])  # what may stand in a line: no control byte but the tab
 LINE_LIMIT = 8 * 1024  # bytes of a request or status line, and of a chunk's size line
 HEAD_LIMIT = 64 * 1024  # bytes of a header block
@@ -116,6 +117,10 @@ class Dechunker:
         if self._held:
             data = self._held + data
             self._held = b""
+        elif self._state == "size":
+            piece = self._one_chunk(data)
+            if piece:
+                return piece
         out: list[bytes] = []
         at = 0
         while at < len(data) and not self.done:
@@ -145,6 +150,13 @@ class Dechunker:
         else:
             self._held = data[at:]
         return out[0] if len(out) == 1 else b"".join(out)
+
+    def _one_chunk(self, data: bytes) -> bytes | None:
+        """The payload, when the piece of the wire is one plain chunk, as a server writes an event; else None."""
+        end = data.find(b"\r\n", 0, 18)
+        if end < 1 or not data.endswith(b"\r\n") or not PLAIN_SIZE.fullmatch(data, 0, end):
+            return None
+        return data[end + 2 : -2] if int(data[:end], 16) == len(data) - end - 4 else None
 
     def _line(self, line: bytes) -> None:
         if not line.endswith(b"\r\n") or len(line) > LINE_LIMIT:

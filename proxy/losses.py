@@ -23,6 +23,7 @@ Mapped = Callable[[Any], Any]  # the request chain of one endpoint
 Path = tuple[str | int, ...]
 NAMING = frozenset({"type", "role", "object", "model", "stream"})  # they say what something is, and are looked at elsewhere
 NEUTRAL = {"n": 1, "temperature": 1, "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0, "candidateCount": 1}
+OPAQUE = frozenset({"parameters", "input_schema", "schema", "input", "args", "parametersJsonSchema", "responseSchema"})
 DEPTH = 6  # deeper than this a value counts as one
 SHAPES = 2000  # remembered at most
 WAITING = 64  # shapes in the queue at most: a shape that finds it full is looked at when it comes again
@@ -33,8 +34,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[int, str], tuple[str, ...] | None] = OrderedDict()  # None: being looked at
-        self._queue: queue.Queue[tuple[tuple[int, str], Any, Mapped, str]] = queue.Queue(WAITING)
+        self._known: OrderedDict[tuple[int, int], tuple[str, ...] | None] = OrderedDict()  # None: being looked at
+        self._queue: queue.Queue[tuple[tuple[int, int], Any, Mapped, str]] = queue.Queue(WAITING)
         self._started = False
 
     def lost(self, endpoint: object, name: str, body: Any, mapped: Mapped, now: bool = False) -> tuple[str, ...]:
@@ -51,7 +52,7 @@ class Ledger:
             self._ask(key, body, mapped, name)
         return ()
 
-    def _ask(self, key: tuple[int, str], body: Any, mapped: Mapped, name: str) -> None:
+    def _ask(self, key: tuple[int, int], body: Any, mapped: Mapped, name: str) -> None:
         with self._lock:
             if not self._started:
                 self._started = True
@@ -70,7 +71,7 @@ class Ledger:
             except Exception:
                 logger.exception("what %s loses could not be found out", name)
 
-    def _learn(self, key: tuple[int, str], body: Any, mapped: Mapped, name: str) -> tuple[str, ...]:
+    def _learn(self, key: tuple[int, int], body: Any, mapped: Mapped, name: str) -> tuple[str, ...]:
         lost = tuple(lost_paths(body, mapped))
         with self._lock:
             self._known[key] = lost
@@ -115,7 +116,7 @@ def _members(value: Any) -> list[str | int]:
         return list(value)
     if not isinstance(value, list):
         return []
-    firsts: dict[str, int] = {}
+    firsts: dict[int, int] = {}
     for place, member in enumerate(value):
         if isinstance(member, dict | list):
             firsts.setdefault(shape(member), place)
@@ -141,12 +142,14 @@ def _shown(path: Path) -> str:
     return "$" + "".join("[*]" if isinstance(step, int) else f".{step}" for step in path)
 
 
-def shape(value: Any, depth: int = DEPTH) -> str:
-    """Which fields there are, as text: equal for requests that differ in what they say only."""
+def shape(value: Any, depth: int = DEPTH) -> int:
+    """Which fields there are, as a number: equal for requests that differ in what they say only. A schema counts as one."""
     if isinstance(value, dict):
-        inner = (f"{name}:{shape(member, depth - 1)}" for name, member in sorted(value.items()))
+        if not depth:
+            return 1
         kind = value.get("type") or value.get("role")
-        return f"{kind if isinstance(kind, str) else ''}{{{','.join(inner)}}}" if depth else "{}"
+        inner = frozenset([(name, 2 if name in OPAQUE else shape(member, depth - 1)) for name, member in value.items()])
+        return hash((kind if isinstance(kind, str) else "", inner))
     if isinstance(value, list):
-        return f"[{','.join(sorted({shape(member, depth - 1) for member in value}))}]" if depth else "[]"
-    return "-" if value in (None, "", False) else "v"
+        return hash(frozenset([shape(member, depth - 1) for member in value])) if depth else 3
+    return 4 if value is None or value == "" or value is False else 5

@@ -21,7 +21,16 @@ EVENT_LIMIT = 16 * 1024 * 1024  # bytes of one event; a backend that sends more 
 LINE_END = re.compile(rb"\r\n|\n|\r")
 ESCAPED = {"\u2028": "\\u2028", "\u2029": "\\u2029"}  # clients that split lines with splitlines() break on them
 
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+_make = getattr(json.encoder, "c_make_encoder", None)  # CPython's own, made once: `encode` makes one for each call
+_parts = _make and _make(None, _encoder.default, json.encoder.encode_basestring, None, ":", ",", False, False, False)
+
+
+def _encode(value: Any) -> str:
+    if _parts is None or isinstance(value, str):
+        return _encoder.encode(value)
+    parts: Iterable[str] = _parts(value, 0)
+    return "".join(parts)
 
 
 def dumps(value: Any) -> bytes:
@@ -52,10 +61,10 @@ def _finite(text: str) -> float:
 _strict = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 
 
-def loads(data: bytes) -> Any:
+def loads(data: bytes, decoder: json.JSONDecoder = _strict) -> Any:
     """Strict JSON. Raises ValueError whatever is wrong with it: syntax, encoding, depth, digits, NaN."""
     try:
-        return _strict.decode(data.decode("utf-8-sig"))
+        return decoder.decode(data.decode("utf-8-sig"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except json.JSONDecodeError as fault:
@@ -66,44 +75,40 @@ def loads(data: bytes) -> Any:
         raise ValueError("a number has too many digits" if "int_max_str" in str(fault) else str(fault)) from None
 
 
-def loads_request(data: bytes) -> Any:
-    """A client's JSON body. Raises BadRequest; a name that stands twice at the top is refused too."""
-    try:
-        value = loads(data)
-    except ValueError as fault:
-        raise BadRequest(f"the body is not valid JSON: {fault}") from None
-    if isinstance(value, dict):
-        twice = _twice(data, value)
-        if twice is not None:
-            raise BadRequest(f"the body has the field {twice!r} twice", param=twice)
+class _Once(json.JSONDecoder):
+    """Refuses a name that stands twice in the outermost object; the inner ones are read at full speed."""
+
+    def __init__(self) -> None:
+        super().__init__(parse_constant=_no_constant, parse_float=_finite)
+        inner: Callable[[str, int], tuple[Any, int]] = vars(self)["scan_once"]
+        read_object: Callable[..., tuple[Any, int]] = vars(json.decoder)["JSONObject"]
+
+        def outermost(text: str, at: int) -> tuple[Any, int]:
+            if text[at : at + 1] != "{":
+                return inner(text, at)
+            return read_object((text, at + 1), self.strict, inner, None, _object_once)
+
+        vars(self)["scan_once"] = outermost
+
+
+def _object_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadRequest(f"the body has the field {twice!r} twice", param=twice)
     return value
 
 
-UNICODE_ASCII = re.compile(rb"\\u00[2-7]")
-WRITTEN_OTHERWISE = re.compile(r'[^ -~]|["\\/]')  # in a name: JSON has yet another way to write it
+_once = _Once()
 
 
-def _twice(data: bytes, value: dict[str, Any]) -> str | None:
-    """A top-level name that stands twice. The slow look is taken only when the bytes make it possible."""
-    quoted = (b'"%s"' % name.encode("utf-8", "surrogatepass") for name in value)
-    odd = WRITTEN_OTHERWISE.search("".join(value)) or UNICODE_ASCII.search(data)
-    if not odd and not any(data.count(name) > 1 for name in quoted):
-        return None
-    last: list[tuple[str, Any]] = []
-
-    def keep(pairs: list[tuple[str, Any]]) -> None:
-        last[:] = pairs  # the outermost object is the last to end
-
+def loads_request(data: bytes) -> Any:
+    """A client's JSON body. Raises BadRequest; a name that stands twice at the top is refused too."""
     try:
-        json.loads(data.decode("utf-8-sig"), object_pairs_hook=keep)
-    except RecursionError:  # the hook is one call deeper than the look before
-        raise BadRequest("the body is not valid JSON: it is nested too deeply") from None
-    seen: set[str] = set()
-    for name, _ in last:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None
+        return loads(data, _once)
+    except ValueError as fault:
+        raise BadRequest(f"the body is not valid JSON: {fault}") from None
 
 
 def _decode(data: bytes) -> Any:
