@@ -19,7 +19,7 @@ from proxy.answers import ANSWER_LIMIT, CODINGS, ERROR_LIMIT, STREAMS, decoded, 
 from proxy.call import Call
 from proxy.config import Target
 from proxy.dialects import load, path_params
-from proxy.dialects._seal import SEAL
+from proxy.dialects._seal import SEALED, unsealed
 from proxy.errors import BackendError, ProxyError, Refused
 from proxy.gates.keys import ALL_HEADERS
 from proxy.generation import Generation, Place
@@ -169,10 +169,13 @@ class Relay:
         body: Any = None
         if self._is_json() or (request.body.length is not None and request.body.length <= HELD):
             body = self.read() or (b"" if request.body.length != 0 or "content-length" in request.headers else None)
-            body = self._unsealed(endpoint, body)
+            if body and SEALED in body and endpoint.target.dialect == call.front:
+                self._raw = body = unsealed(call.front, body)
             call.streams = bool(body) and ASKS_STREAM.search(body) is not None
             if choice.model and self._is_json():
                 body = self._with_model(body, choice.model)
+                if body and "model" in params:  # Gemini's batches name the path's model in each request once more
+                    body = body.replace(*(wire.dumps(f"models/{name}") for name in (params["model"], choice.model)))
             elif "{model}" in endpoint.url and "model" not in params:
                 self._sent_model = self.asked(self.read_json())
         else:
@@ -190,13 +193,6 @@ class Relay:
             self._relay_bytes(answer, endpoint)
         finally:
             answer.raw.close()
-
-    def _unsealed(self, endpoint: Endpoint, raw: bytes | None) -> bytes | None:
-        """The body without what this proxy sealed into the client's history for another API's backend: this one refuses it."""
-        unsealed = load(self.call.front).unsealed if endpoint.target.dialect == self.call.front else None
-        if unsealed is not None and raw and SEAL.encode() in raw:
-            self._raw = raw = wire.dumps(unsealed(wire.loads_request(raw)))
-        return raw
 
     def _with_model(self, raw: bytes, model: str) -> bytes:
         """The body with another `model`: spliced where that is safe, else written anew."""

@@ -20,6 +20,7 @@ from proxy.config import Config
 from proxy.errors import ConfigError
 from proxy.generation import Generation
 from proxy.handler import Handler
+from proxy.process import file_limit, give_back_memory
 from proxy.pump import Pump
 from proxy.turns import Turns
 
@@ -27,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 BACKLOG = 4096
 DRAIN_S = 30.0  # what calls in flight may still take after SIGTERM
-SPARE_FILES = 32  # file descriptors that are not for clients
 CERTIFICATE, PRIVATE_KEY = "certificates/cert.pem", "certificates/key.pem"
 FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -53,7 +53,7 @@ class Server(ThreadingHTTPServer):
         self._tls = tls
         self._lock = threading.Lock()  # guards _open
         self._open: set[Handler] = set()
-        self._limit = min(generation.config.system.connections, _file_limit())
+        self._limit = min(generation.config.system.connections, file_limit())
         self._wake_r, self._wake_w = socket.socketpair()
         self._wake_w.setblocking(False)
         self._asked: list[str] = []
@@ -161,22 +161,6 @@ def _end_reading(sock: socket.socket) -> None:
         logger.debug("a connection had ended already")
 
 
-def _file_limit() -> int:
-    """How many connections the file descriptors are enough for; the soft limit is raised to the hard one."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 100_000
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-        except (OSError, ValueError):
-            logger.debug("the limit of open files stays at %d", soft)
-    return max(8, soft - SPARE_FILES) if soft != resource.RLIM_INFINITY else 100_000
-
-
 def listen(config: Config) -> socket.socket:
     """The listening socket. Raises ConfigError when the address cannot be had."""
     system = config.system
@@ -213,7 +197,7 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
 def run(load: Loader, announce: Callable[[Generation, socket.socket], None]) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit status. `load` makes a generation, given the one before it."""
     generation = load(None)
-    _give_back_memory()
+    give_back_memory()
     tls = tls_context(generation.config)
     listening = listen(generation.config)
     _hold_signals()  # who reads the banner may send one before there is a handler for it
@@ -226,16 +210,6 @@ def run(load: Loader, announce: Callable[[Generation, socket.socket], None]) -> 
     if workers > 1:
         logger.warning("system.workers needs fork, which this system lacks: one worker serves")
     return work(load, generation, listening, tls)
-
-
-def _give_back_memory() -> None:
-    """What loading has used and freed goes back to the system, where the C library can do that (glibc)."""
-    try:
-        import ctypes
-
-        ctypes.CDLL(None).malloc_trim(0)
-    except (ImportError, OSError, AttributeError, TypeError):
-        logger.debug("this C library keeps what was freed")
 
 
 def _hold_signals(hold: bool = True) -> None:

@@ -68,7 +68,8 @@ class Translation:
         self.front = load(front)
         self.kind = route.kind if route else None
         self._path_streams = route.stream if route else None
-        self._got: list[Any] = []
+        self._got: list[Any] = []  # by the inward steps
+        self._sent: Any = None  # what the last one made
         self._cfg: dict[str, Any] = {**endpoint.cfg, "id": call_id, "now": int(time.time())}
         self._cfg.update(kind=self.kind, stream=False)
         self._cfg["chain"] = " → ".join(step.name for step in endpoint.stream)
@@ -191,10 +192,15 @@ class Translation:
         yield from _known(mapper(f"textStreamOpenAIto{self.front.tag}"))([whole], cfg)
 
     def _cfg_back(self, place: int, length: int) -> dict[str, Any]:
-        """cfg of step `place` of `length` outward: `request` is what its mirror got. The last step is the client's API's, whose
-        mirror is the first step inward."""
+        """cfg of step `place` of `length` outward: `request` is what its mirror image got, `made` what that made of it.
+
+        The last step is the client's API's, whose mirror image is the first step inward.
+        """
+        if not self._got:
+            return {**self._cfg, "request": {}}
         mirror = min(length - 1 - place, len(self._got) - 1)
-        return {**self._cfg, "request": self._got[mirror] if self._got else {}}
+        made = self._got[mirror + 1] if mirror + 1 < len(self._got) else self._sent
+        return {**self._cfg, "request": self._got[mirror], "made": made}
 
     def _cfg_front(self) -> dict[str, Any]:
         """cfg of what belongs to the client's API: `request` is the client's body."""

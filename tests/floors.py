@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (  # a file imports from lower floors, and from its own where a folder or a pair belongs together
-    ("proxy/errors.py", "proxy/http1.py", "proxy/turns.py", "proxy/wire.py", "proxy/call.py"),
+    ("proxy/errors.py", "proxy/http1.py", "proxy/turns.py", "proxy/wire.py", "proxy/call.py", "proxy/process.py"),
     ("proxy/dialects/", "proxy/prompts.py"),
     (
         "proxy/env.py",

@@ -635,9 +635,10 @@ def test_arguments_for_a_call_that_was_whole_are_the_backends_fault() -> None:
 
 def test_arguments_that_never_become_an_object_are_an_error_unless_the_limit_cut_them() -> None:
     half = (openai.tool_delta(0, "a", "f", '{"x":'), openai.tool_delta(1, "b", "g", "7"))
-    for deltas in (half, half[1:]):
-        with pytest.raises(BackendError, match="not a JSON object"):
-            to_messages(*deltas, finish="tool_calls")
+    with pytest.raises(BackendError, match="not a JSON object"):
+        to_messages(*half, finish="tool_calls")
+    with pytest.raises(MapperError, match="malformed"):  # the SDK would fall over the fragment itself
+        to_messages(*half[1:], finish="tool_calls")
     stream = to_messages(half[0], finish="length")
     assert stream[-2]["delta"]["stop_reason"] == "max_tokens"
     assert accumulated(to_messages(openai.tool_delta(0, "a", "f"), finish="tool_calls"))["content"][0]["input"] == {}
@@ -1008,6 +1009,14 @@ def test_an_error_of_anthropics_is_read_whatever_it_holds(body: Any) -> None:
     error = DIALECT.parse_error(529, body)
     assert error.status == 503
     assert error.message
+
+
+def test_a_long_list_of_models_comes_whole() -> None:
+    made = [{"type": "model", "id": f"claude-{n}", "display_name": "", "created_at": "2026-01-01T00:00:00Z"} for n in range(30)]
+    with AnthropicDouble() as double:
+        double.models = made
+        page = requests.get(f"{double.url}/v1{DIALECT.backend['models'].path}", headers=HEADERS, timeout=10).json()
+    assert [model["id"] for model in anthropic.modelsAnsAnthropictoOpenAI(page)["data"]] == [model["id"] for model in made]
 
 
 def test_models_are_listed_in_both_shapes() -> None:

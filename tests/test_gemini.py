@@ -22,6 +22,7 @@ from proxy import wire
 from proxy.dialects import front, gemini, load, mapper, route_of
 from proxy.dialects._gemini_parts import seal, unseal
 from proxy.dialects._gemini_schema import schema_in, schema_out
+from proxy.dialects._seal import signature_of, signed
 from proxy.dialects.gemini import (
     chatAnsGeminitoOpenAI,
     chatAnsOpenAItoGemini,
@@ -375,7 +376,7 @@ def test_what_googles_sdk_sends_is_understood(google: GeminiDouble) -> None:
     system, user, model, tool_message = req["messages"]
     assert system == {"role": "system", "content": "be brief"}
     assert user["content"][0]["image_url"]["url"] == f"data:image/png;base64,{PNG}"
-    assert model["tool_calls"][0]["thought_signature"] == SIGNATURE  # the SDK turned it into the other alphabet
+    assert signature_of(model["tool_calls"][0]) == SIGNATURE  # the SDK turned it into the other alphabet
     assert tool_message["content"] == "rain"
 
 
@@ -404,18 +405,18 @@ def test_roles_alternate_and_nothing_is_made_up() -> None:
 
 
 def test_signatures_stay_on_their_parts() -> None:
-    signed = [
-        {**calls(a="{}")[0], "thought_signature": "c2ln"},
+    two = [
+        {**calls(a="{}")[0], **signed("c2ln")},
         {**calls(b="{}")[0], "extra_content": {"google": {"thought_signature": "b3Ro"}}},
     ]
     blocks = [{"type": "thinking", "thinking": "hm", "signature": "dGhp"}, {"type": "redacted_thinking", "data": "Claude's"}]
     turn = {
         "role": "assistant",
         "content": "so",
-        "thought_signature": "dGV4",
+        **signed("dGV4"),
         "thinking_blocks": blocks,
         "reasoning_content": "hm",
-        "tool_calls": signed,
+        "tool_calls": two,
     }
     tools = [{"role": "tool", "tool_call_id": f"call_{name}", "content": "r"} for name in ("a", "b")]
     parts = sent(hub("x", turn, *tools))["contents"][1]["parts"]
@@ -425,7 +426,7 @@ def test_signatures_stay_on_their_parts() -> None:
         (None, None, "c2ln"),
         (None, None, "b3Ro"),
     ]
-    bare = sent(hub("x", {"role": "assistant", "content": None, "thought_signature": "dGV4"}, "y"))
+    bare = sent(hub("x", {"role": "assistant", "content": None, **signed("dGV4")}, "y"))
     assert bare["contents"][1]["parts"] == [{"text": "", "thoughtSignature": "dGV4"}]
 
 
@@ -552,12 +553,12 @@ def test_a_whole_turn_with_tools_against_the_double(google: GeminiDouble) -> Non
             "id": "fc0",
             "type": "function",
             "function": {"name": "weather", "arguments": '{"city":"Paris"}'},
-            "thought_signature": SIGNATURE,
+            **signed(SIGNATURE),
         }
     ]
     req["messages"] += [choice["message"], {"role": "tool", "tool_call_id": "fc0", "content": "rain"}]
     assert call(google, req)["choices"][0]["message"]["content"] == 'the tool said {"output": "rain"}'
-    del choice["message"]["tool_calls"][0]["thought_signature"]
+    del choice["message"]["tool_calls"][0]["extra_content"]
     with pytest.raises(BackendError, match="thought_signature"):
         call(google, req)
 
@@ -566,7 +567,7 @@ def test_thoughts_signatures_and_usage_of_an_answer(google: GeminiDouble) -> Non
     told = call(google, hub("think and say hello", reasoning_effort="low"))
     message = told["choices"][0]["message"]
     assert (message["reasoning_content"], message["content"]) == ("Let me think.", "Hello from gemini-3.5-flash!")
-    assert message["thought_signature"] == SIGNATURE
+    assert signature_of(message) == SIGNATURE
     assert told["usage"]["completion_tokens"] == 8
     assert told["usage"]["completion_tokens_details"] == {"reasoning_tokens": 3}
     assert told["usage"]["prompt_tokens_details"] == {"cached_tokens": 2}
@@ -852,12 +853,12 @@ def hub_messages(draw: st.DrawFn) -> dict[str, Any]:
         signature = draw(signatures)
         written = json.dumps(draw(json_values), ensure_ascii=False, separators=(",", ":"))
         item = {"id": f"c{n}", "type": "function", "function": {"name": name, "arguments": written}}
-        listed.append({**item, "thought_signature": signature} if signature else item)
+        listed.append({**item, **signed(signature or "")})
     message: dict[str, Any] = {"role": "assistant", "content": content or (None if listed else "")}
-    signature, signed = draw(signatures), draw(signatures)
-    extra = {"reasoning_content": reasoning, "tool_calls": listed or None, "thought_signature": signature}
-    if reasoning and signed:
-        extra["thinking_blocks"] = [{"type": "thinking", "thinking": reasoning, "signature": signed}]
+    signature, of_thoughts = draw(signatures), draw(signatures)
+    extra = {"reasoning_content": reasoning, "tool_calls": listed or None, **signed(signature or "")}
+    if reasoning and of_thoughts:
+        extra["thinking_blocks"] = [{"type": "thinking", "thinking": reasoning, "signature": of_thoughts}]
     return message | {name: value for name, value in extra.items() if value}
 
 

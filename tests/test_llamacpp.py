@@ -122,7 +122,7 @@ class TestTheServersOwnTemplate:
             {"role": "developer", "content": [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}]},
             {"role": "user", "content": [{"type": "text", "text": "b"}, {"type": "text", "text": "c"}]},
             {"role": "assistant", "content": None, "thinking_blocks": [], "tool_calls": [
-                {"id": "i", "type": "function", "function": {"name": "f", "arguments": "{}"}, "thought_signature": "s"}]},
+                {"id": "i", "type": "function", "function": {"name": "f", "arguments": "{}"}, "extra_content": {}}]},
             {"role": "tool", "tool_call_id": "i", "content": "no", "is_error": True},
         ]  # fmt: skip
         req = {"model": "m", "messages": messages, "max_tokens": 5, "chat_template_kwargs": {"enable_thinking": False}}

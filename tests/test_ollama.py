@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import ollama as sdk
@@ -42,6 +43,7 @@ from proxy.dialects.ollama import (
 )
 from proxy.dialects.openai import canonical, chat_answer, fold, unfold, usage
 from proxy.errors import BackendError, BadRequest, MapperError, ProxyError
+from tests.backends.proxy import KEY, Proxy
 from tests.doubles.ollama import OllamaDouble, Refusal, check
 from tests.laws import CFG as LAWS
 from tests.laws import fragments, hub_answers, mutations, unchanged
@@ -312,6 +314,33 @@ def test_what_langchain_and_llamaindex_send_is_nothing(given: dict[str, Any]) ->
 def test_think_is_reasoning(think: Any, sent: dict[str, Any]) -> None:
     made = chatReqOllamatoOpenAI({**HELLO, "think": think}, {"stream": False})
     assert {name: made[name] for name in made if name not in HELLO} == sent
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_loading_a_model_is_answered_without_a_backend(tmp_path: Path, stream: bool) -> None:
+    config = '{"targets": {"default": "gone", "gone": {"url": "http://127.0.0.1:9", "dialect": "anthropic"}}}'
+    with Proxy(tmp_path, config) as proxy:
+        client = sdk.Client(host=proxy.url, headers={"Authorization": f"Bearer {KEY}"})
+        calls: list[Any] = [
+            client.chat(model="m", stream=stream),
+            client.chat(model="m", messages=[], keep_alive=0, stream=stream),
+            client.generate(model="m", keep_alive="5m", stream=stream),
+        ]
+        told = [next(iter(call)) if stream else call for call in calls]
+    assert [(answer.model, answer.done, answer.done_reason) for answer in told] == [
+        ("m", True, "load"),
+        ("m", True, "unload"),
+        ("m", True, "load"),
+    ]
+    assert [told[0].message.content, told[2].response] == ["", ""]
+    assert all(answer.created_at for answer in told)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"), [("chat", HELLO), ("text", {"prompt": "hi"}), ("embed", {}), ("chat", None), ("chat", {"messages": 5})]
+)
+def test_what_asks_for_an_answer_loads_nothing(kind: str, body: Any) -> None:
+    assert ollama.loadAnsOllama(body, {"kind": kind}) is None
 
 
 def test_results_find_their_calls_by_name_and_place() -> None:

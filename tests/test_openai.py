@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from proxy import wire
 from proxy.dialects import load, mapper, openai, route_of
+from proxy.dialects._seal import signed
 from proxy.dialects.openai import (
     canonical,
     canonical_answer,
@@ -519,8 +520,8 @@ def test_extensions_are_taken_off() -> None:
                 "content": None,
                 "thinking_blocks": [block],
                 "reasoning_content": "t",
-                "thought_signature": "g",
-                "tool_calls": [{**CALL, "thought_signature": "g"}],
+                **signed("g"),
+                "tool_calls": [{**CALL, **signed("g")}],
             },
             {
                 "role": "tool",
@@ -558,6 +559,16 @@ def test_images_of_several_results_follow_the_last_one() -> None:
     assert [message["role"] for message in out] == ["user", "assistant", "tool", "tool", "user"]
     assert out[2]["content"] == ""
     assert out[4]["content"] == [image]
+
+
+def test_google_s_own_endpoint_gets_its_signatures_back() -> None:
+    turn = {"role": "assistant", "content": None, "tool_calls": [{**CALL, **signed("g")}], **signed("h")}
+    messages = [*HI, turn, {"role": "tool", "tool_call_id": "c1", "content": "x"}]
+    google = {"url": "https://generativelanguage.googleapis.com/v1beta/openai"}
+    assert chatReqOpenAItoOpenAI({"model": "m", "messages": messages}, google)["messages"] == messages
+    for url in ("https://api.openai.com/v1", "https://googleapis.com.evil.example/v1", "http://127.0.0.1:8080", None):
+        sent = chatReqOpenAItoOpenAI({"model": "m", "messages": messages}, {"url": url})["messages"]
+        assert "extra_content" not in json.dumps(sent)
 
 
 def test_servers_beside_openai_get_the_older_names() -> None:

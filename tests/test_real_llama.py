@@ -215,6 +215,13 @@ class TestTheRest:
         assert post(url + "/detokenize", {"tokens": tokens}).json() == {"content": "he é"}
 
 
+class TestItsResponses:
+    def test_an_answer_that_was_cut_is_completed_and_nothing_tells_it_but_the_count(self, url):
+        cut = post(url + "/v1/responses", {"input": "hé", "max_output_tokens": 3, "temperature": 0}).json()
+        assert (cut["status"], cut["usage"]["output_tokens"]) == ("completed", 3)
+        assert "incomplete_details" not in cut
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("req", "status", "kind", "code"),

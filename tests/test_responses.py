@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from proxy import wire
 from proxy.dialects import load, mapper, responses, route_of
-from proxy.dialects._response_events import seal, unseal
+from proxy.dialects._seal import seal, unseal
 from proxy.dialects.openai import (
     canonical_answer,
     chat_answer,
@@ -582,6 +582,28 @@ def test_the_answer_and_the_folded_stream_are_one(double: OpenAIDouble, said: st
         assert answer["choices"][0]["finish_reason"] == "length"
     if said == "log tokens":
         assert [item["token"] for item in answer["choices"][0]["logprobs"]["content"]] == ["Hi", " you"]
+
+
+@pytest.mark.parametrize(
+    ("told", "asked", "finish"),
+    [
+        ({}, {"max_completion_tokens": 20}, "length"),
+        ({}, {"max_tokens": 20}, "length"),
+        ({}, {"max_tokens": 21}, "stop"),
+        ({}, {}, "stop"),
+        ({"incomplete_details": None}, {"max_tokens": 20}, "stop"),  # it could have said so
+        ({"usage": {"output_tokens": 16}}, {"max_tokens": 3}, "length"),  # no less than 16 is asked for
+        ({"usage": {"output_tokens": 15}}, {"max_tokens": 3}, "stop"),
+        ({"usage": None}, {"max_tokens": 20}, "stop"),
+    ],
+)
+def test_a_server_that_cannot_say_incomplete_is_seen_through(told: Json, asked: Json, finish: str) -> None:
+    said = {"type": "message", "content": [{"type": "output_text", "text": "and so"}]}
+    response = {"status": "completed", "output": [said], "usage": {"output_tokens": 20}, **told}
+    cfg = {**CFG, "request": {"messages": HI, **asked}}
+    assert chatAnsResponsestoOpenAI(response, cfg)["choices"][0]["finish_reason"] == finish
+    events = [{"type": "response.created"}, {"type": "response.completed", "response": response}]
+    assert fold(chatStreamResponsestoOpenAI(events, cfg))["choices"][0]["finish_reason"] == finish
 
 
 def test_encrypted_reasoning_goes_back_to_its_backend(double: OpenAIDouble) -> None:

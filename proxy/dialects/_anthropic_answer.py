@@ -79,9 +79,12 @@ def _stop(finish: str | None, matched: Any, refused: bool) -> Json:
     return {"stop_reason": reason, "stop_sequence": None}
 
 
-def estimate_of(request: Any) -> int:
-    """About how many tokens the prompt of a Messages request has; never zero."""
-    return estimate_tokens(chatReqAnthropictoOpenAI(request)) if isinstance(request, dict) and request.get("messages") else 1
+def estimate_of(cfg: Mapping[str, Any]) -> int:
+    """About how many tokens the prompt has that an answer belongs to; never zero."""
+    made, request = cfg.get("made"), cfg.get("request")
+    if not (isinstance(made, dict) and made.get("messages")):
+        made = chatReqAnthropictoOpenAI(request) if isinstance(request, dict) and request.get("messages") else None
+    return estimate_tokens(made) if made else 1
 
 
 # --- whole answers
@@ -148,7 +151,7 @@ def chatAnsOpenAItoAnthropic(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
         content += [{"type": "redacted_thinking", "data": data} for data in signatures_before(call, named["id"], held)]
         content.append({"type": "tool_use", **named, "input": parse_arguments(call["function"]["arguments"])})
         held = ""
-    spent = _usage_out(answer["usage"]) if "usage" in answer else _usage_out(None, estimate_of(cfg.get("request")))
+    spent = _usage_out(answer["usage"]) if "usage" in answer else _usage_out(None, estimate_of(cfg))
     stop = _stop(choice["finish_reason"], choice.get("stop_sequence"), bool(message.get("refusal")))
     return _message(cfg, answer.get("model"), content, spent) | stop
 
@@ -287,7 +290,7 @@ def chatStreamOpenAItoAnthropic(events: Iterable[Event], cfg: Mapping[str, Any] 
     estimate, finish, matched, spent, refused = 0, None, None, None, False
     for event in canonical_chunks(events):
         if not estimate:
-            estimate = estimate_of(cfg.get("request"))
+            estimate = estimate_of(cfg)
             start = _message(cfg, event.get("model"), [], _usage_out(None, estimate))
             yield {"type": "message_start", "message": start}
         spent = event.get("usage", spent)

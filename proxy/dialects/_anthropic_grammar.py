@@ -97,6 +97,7 @@ class _Grammar:
         self.at = "start"  # start, between, block, told, end
         self.index = 0
         self.kind = ""
+        self.argued = False  # whether a tool's input has begun
 
     def fault(self, event: Any) -> str | None:
         """Why this event may not come now, or None."""
@@ -120,7 +121,7 @@ class _Grammar:
         block = event.get("content_block")
         if type(event.get("index")) is not int or event["index"] != self.index or not _has(block, {"type": str}):
             return False
-        self.at, self.kind = "block", block["type"]  # type: ignore[index]
+        self.at, self.kind, self.argued = "block", block["type"], False  # type: ignore[index]
         return _has(block, BLOCKS.get(self.kind, {})) and (self.kind in BLOCKS or self.kind.endswith(OTHER_BLOCKS))
 
     def delta(self, event: Event) -> bool:
@@ -130,8 +131,14 @@ class _Grammar:
         kind = delta.get("type")
         field = DELTAS.get((self.kind, kind)) if isinstance(kind, str) else None
         if field is not None:
-            return isinstance(delta.get(field), str)
+            return isinstance(delta.get(field), str) and (field != "partial_json" or self._argues(delta[field]))
         return isinstance(kind, str) and (self.kind not in BLOCKS or (self.kind, kind) == ("text", "citations_delta"))
+
+    def _argues(self, piece: str) -> bool:
+        """Whether a tool's input is an object so far: the SDK parses each fragment, and falls over any other."""
+        legal = self.argued or piece.lstrip()[:1] in ("", "{")
+        self.argued = self.argued or bool(piece.strip())
+        return legal
 
     def block_stop(self, event: Event) -> bool:
         legal = type(event.get("index")) is int and event["index"] == self.index

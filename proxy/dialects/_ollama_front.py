@@ -257,6 +257,16 @@ def textStreamOpenAItoOllama(events: Iterable[Event], cfg: Mapping[str, Any] = {
         yield {**_line(cfg, model, {"response": ""}), **_last(finish, spent)}
 
 
+def loadAnsOllama(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
+    """A chat without messages or a completion without prompt, which only (un)loads a model → what Ollama answers, else None."""
+    field = {"chat": "messages", "text": "prompt"}.get(cfg.get("kind", ""))
+    if field is None or not isinstance(ip, dict) or ip.get(field) not in (None, [], ""):
+        return None
+    told: Json = {"message": {"role": "assistant", "content": ""}} if field == "messages" else {"response": ""}
+    reason = "unload" if ip.get("keep_alive") in (0, "0", "0s") else "load"
+    return {**_line({**cfg, "request": ip}, None, told), "done": True, "done_reason": reason}
+
+
 # --- embeddings
 
 
@@ -369,7 +379,12 @@ def _line_fault(event: Any) -> str | None:
         return "a line has no model or no created_at"
     if event["done"] and not isinstance(event.get("done_reason"), str):
         return "the last line has no done_reason"
+    if not all(event.get(name) is None or type(event[name]) is int for name in COUNTED):
+        return "a count or a duration is not an integer"
     return None
+
+
+COUNTED = ("prompt_eval_count", "eval_count", "total_duration", "load_duration", "prompt_eval_duration", "eval_duration")
 
 
 def _text_fault(event: Json) -> str | None:

@@ -6,7 +6,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from proxy.dialects import Event
-from proxy.dialects._answer import assistant, chat_answer, chunk, stream_error, text, tool_call, tool_delta, usage, usage_chunk
+from proxy.dialects._answer import (
+    assistant,
+    chat_answer,
+    chunk,
+    count,
+    stream_error,
+    text,
+    tool_call,
+    tool_delta,
+    usage,
+    usage_chunk,
+)
 from proxy.dialects._hub import Json, compact, objects
 from proxy.dialects._seal import seal
 from proxy.errors import BackendError
@@ -40,7 +51,7 @@ def chatAnsResponsestoOpenAI(ip: Any, cfg: Mapping[str, Any] = {}) -> Json:
             calls.append(tool_call(_call_id(item), text(item.get("name")), _arguments(item)))
     message = assistant("".join(parts["text"]), calls, "".join(reasoning), blocks, "".join(parts["refusal"]))
     extra = {"logprobs": {"content": logprobs} if logprobs else None}
-    return chat_answer(cfg, message, _finish(ip), _usage(ip), model=ip.get("model"), **extra)
+    return chat_answer(cfg, message, _finish(ip, cfg), _usage(ip), model=ip.get("model"), **extra)
 
 
 def _refuse_failed(response: Any) -> None:
@@ -51,14 +62,24 @@ def _refuse_failed(response: Any) -> None:
         raise stream_error(response if response.get("error") else {"error": f"the backend's response is {status}"})
 
 
+MIN_OUTPUT_TOKENS = 16  # OpenAI refuses a lower limit, so none is sent
 REASONS = {"max_output_tokens": "length", "content_filter": "content_filter"}
 
 
-def _finish(response: Json) -> str:
+def _finish(response: Json, cfg: Mapping[str, Any]) -> str:
     if response.get("status") != "incomplete":
-        return "stop"
+        return "length" if _cut_unsaid(response, cfg) else "stop"
     details = response.get("incomplete_details")
     return REASONS.get(text(details.get("reason")) if isinstance(details, dict) else "", "length")
+
+
+def _cut_unsaid(response: Json, cfg: Mapping[str, Any]) -> bool:
+    """Whether the limit ended an answer of a server that cannot say so (llama.cpp): it has no incomplete_details at all."""
+    request, spent = cfg.get("request"), response.get("usage")
+    if "incomplete_details" in response or not isinstance(request, Mapping) or not isinstance(spent, dict):
+        return False
+    limit = count(request.get("max_completion_tokens") or request.get("max_tokens"))
+    return limit > 0 and count(spent.get("output_tokens")) >= max(limit, MIN_OUTPUT_TOKENS)
 
 
 def _usage(response: Json) -> Json | None:
@@ -178,7 +199,7 @@ class _Reader:
 
     def end(self, response: Any) -> Iterator[Event]:
         _refuse_failed(response)
-        finish = _finish(response)
+        finish = _finish(response, self.cfg)
         yield self.chunk({}, finish="tool_calls" if finish == "stop" and self.slots else finish)
         spent = _usage(response)
         if spent is not None:

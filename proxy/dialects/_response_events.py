@@ -149,6 +149,8 @@ class _Writer:
             yield from self._call(call)
         if choice["finish_reason"]:
             self.finish = choice["finish_reason"]
+            if not delta.get("content"):  # a whole answer's come with its end
+                self.logprobs += listed_logprobs(choice.get("logprobs"))
             yield from self._close("incomplete" if self.finish in INCOMPLETE else "completed")
             yield from self._close_calls()
 
@@ -201,8 +203,7 @@ class _Writer:
         if part == "refusal":
             yield self.event("refusal.delta", **where, delta=piece)
         else:
-            found = logprobs.get("content") if isinstance(logprobs, dict) else None
-            listed = found if isinstance(found, list) else []
+            listed = listed_logprobs(logprobs)
             self.logprobs += listed
             yield self.event("output_text.delta", **where, delta=piece, logprobs=listed)
 
@@ -305,3 +306,9 @@ def chatStreamOpenAItoResponses(events: Iterable[Event], cfg: Mapping[str, Any] 
                 yield from writer.add(choice)
     if writer is not None and writer.finish:
         yield writer.end(spent)
+
+
+def listed_logprobs(logprobs: Any) -> list[Any]:
+    """A chat choice's log-probabilities, where it has some."""
+    found = logprobs.get("content") if isinstance(logprobs, dict) else None
+    return found if isinstance(found, list) else []

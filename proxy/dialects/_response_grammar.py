@@ -143,16 +143,18 @@ class _Grammar:
         return {"type": f"response.{kind}", "sequence_number": self.number - 1, **fields}
 
     def close(self, error: ProxyError) -> Iterator[Event]:
-        """Whatever is open, as far as it came, then response.failed."""
+        """Whatever is open, as far as it came, then response.failed; the SDK wants response.created before that."""
+        if self.response is None:
+            self.response = response_body(self.cfg, "in_progress", [])
+            yield self.event("created", response=self.response)
         for index, state in list(self.open.items()):
             where = {"item_id": state.item["id"], "output_index": index}
             if state.open is not None:
                 yield from self._close_part(state, where)
             yield self.event("output_item.done", output_index=index, item=self._cut(index, state))
-        told = self.response or response_body(self.cfg, "failed", [])
         code = error.code or ERROR_CODES.get(error.status, "server_error")
         failed = {"status": "failed", "error": {"code": code, "message": error.message}, "output": self.items}
-        yield self.event("failed", response={**told, **failed})
+        yield self.event("failed", response={**self.response, **failed})
 
     def _close_part(self, state: _Item, where: Json) -> Iterator[Event]:
         field, index = state.open or ("", 0)

@@ -13,9 +13,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from proxy import wire
+from proxy.dialects import load
 from proxy.dialects._hub import Json, compact
 
 SEAL = "mooltiproxy-1."  # a new number when what is sealed changes its shape
+SEALED = SEAL.encode()
 SIGNED = "thought_signature"  # the type of a sealed signature
 TEXT = ""  # stands for the turn's text where a call's id would be
 
@@ -40,6 +43,12 @@ def is_sealed(item: Mapping[str, Any]) -> bool:
     """Whether a thinking block or a reasoning item holds what only this proxy can read."""
     found = (item.get(name) for name in ("signature", "data", "encrypted_content"))
     return any(isinstance(value, str) and value.startswith(SEAL) for value in found)
+
+
+def unsealed(front: str, raw: bytes) -> bytes:
+    """A client's body for a backend of its own API, which refuses what was sealed for another's. Raises BadRequest."""
+    without = load(front).unsealed
+    return wire.dumps(without(wire.loads_request(raw))) if without else raw
 
 
 # --- Gemini's signatures: in the hub they stand where Google's own OpenAI endpoint has them

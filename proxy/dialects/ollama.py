@@ -18,6 +18,7 @@ from proxy.dialects._ollama_front import (
     embedReqOllamatoOpenAI,
     error_body,
     grammar,
+    loadAnsOllama,
     modelsAnsOpenAItoOllama,
     psAnsOllama,
     showAnsOllama,
@@ -324,5 +325,6 @@ DIALECT = Dialect(
     statuses={529: 503},
     framing=lambda query: "ndjson",
     stream_default=True,
+    at_once=loadAnsOllama,
     tuning=frozenset(("keep_alive", "truncate", "shift")),
 )

@@ -13,7 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from proxy.dialects import Dialect, Route, Upstream
-from proxy.dialects._response_answer import chatAnsResponsestoOpenAI, chatStreamResponsestoOpenAI, reasoning_text
+from proxy.dialects._response_answer import (
+    MIN_OUTPUT_TOKENS,
+    chatAnsResponsestoOpenAI,
+    chatStreamResponsestoOpenAI,
+    reasoning_text,
+)
 from proxy.dialects._response_events import chatStreamOpenAItoResponses
 from proxy.dialects._response_grammar import grammar
 from proxy.dialects._response_tools import CALL_TYPES, OUTPUT_TYPES, hub_call, hub_choice, hub_tools
@@ -248,8 +253,6 @@ def without_sealed(ip: Any) -> Any:
 
 
 # --- requests: hub → Responses
-
-MIN_OUTPUT_TOKENS = 16  # OpenAI refuses less
 
 
 def chatReqOpenAItoResponses(ip: Any, cfg: Mapping[str, Any] = {}) -> Json:

@@ -6,7 +6,8 @@ answer a call: further stops are applied here, the rest is refused by the field'
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from proxy.dialects import Dialect, Event, Route, Upstream
@@ -141,7 +142,7 @@ def chatAnsTGItoOpenAI(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
     Raises: BackendError when there is no text. Source: TGI 3.3 API reference, /generate.
     """
     request = asked(cfg)
-    piece = _ended(*_generated(ip), _chat_stops(request, cfg), _estimate(request))
+    piece = _ended(*_generated(ip), _chat_stops(request, cfg), partial(_estimate, request))
     return _answer(cfg, piece, bool(request.get("logprobs")))
 
 
@@ -154,21 +155,21 @@ def textAnsTGItoOpenAI(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
     generated, details = _generated(ip)
     if request.get("echo"):
         generated = generated.removeprefix(hub.one_prompt(request))
-    piece = _ended(generated, details, _listed(request.get("stop")), _estimate(request))
+    piece = _ended(generated, details, _listed(request.get("stop")), partial(_estimate, request))
     return hub.textAnsChattoOpenAI(_answer(cfg, piece, request.get("logprobs") is not None), cfg)
 
 
 def chatStreamTGItoOpenAI(events: Iterable[Event], cfg: Mapping[str, Any] = {}) -> Iterator[Event]:
     """/generate_stream frames → chunks. Raises: BackendError on an error event, which TGI sends with status 200."""
     request = asked(cfg)
-    pieces = _pieces(events, _chat_stops(request, cfg), _estimate(request))
+    pieces = _pieces(events, _chat_stops(request, cfg), partial(_estimate, request))
     return _chunks(cfg, pieces, bool(request.get("logprobs")))
 
 
 def textStreamTGItoOpenAI(events: Iterable[Event], cfg: Mapping[str, Any] = {}) -> Iterator[Event]:
     """/generate_stream frames → text_completion chunks. Raises: BackendError on an error event."""
     request = asked(cfg)
-    pieces = _pieces(events, _listed(request.get("stop")), _estimate(request))
+    pieces = _pieces(events, _listed(request.get("stop")), partial(_estimate, request))
     return hub.textStreamChattoOpenAI(_chunks(cfg, pieces, request.get("logprobs") is not None), cfg)
 
 
@@ -206,7 +207,7 @@ class _Piece(NamedTuple):
     usage: Any = None
 
 
-def _pieces(events: Iterable[Event], stops: Sequence[str], estimate: int) -> Iterator[_Piece]:
+def _pieces(events: Iterable[Event], stops: Sequence[str], estimate: Callable[[], int]) -> Iterator[_Piece]:
     """Frames → pieces, cut at the stop that is complete first. Text that may begin a stop waits until it is known not to."""
     held, sent, made, number = "", 0, 0, 0  # text that waits; characters sent, characters made; tokens
     waiting: list[tuple[int, Token]] = []  # tokens whose text was not sent, and where it begins
@@ -234,7 +235,7 @@ def _pieces(events: Iterable[Event], stops: Sequence[str], estimate: int) -> Ite
             yield _Piece(out, told)
 
 
-def _ended(generated: str, details: Json, stops: Sequence[str], estimate: int) -> _Piece:
+def _ended(generated: str, details: Json, stops: Sequence[str], estimate: Callable[[], int]) -> _Piece:
     """A whole answer as one piece."""
     found = _found(generated, stops)
     kept = generated[: found[0]] if found else generated
@@ -248,13 +249,15 @@ def _ended(generated: str, details: Json, stops: Sequence[str], estimate: int) -
     return _end(kept, tokens, details, found, len(given), estimate)
 
 
-def _end(out: str, tokens: list[Token], details: Json, found: tuple[int, str] | None, number: int, estimate: int) -> _Piece:
+def _end(
+    out: str, tokens: list[Token], details: Json, found: tuple[int, str] | None, number: int, estimate: Callable[[], int]
+) -> _Piece:
     finish = "stop" if found else FINISH.get(text(details.get("finish_reason")), "stop")
     prefill = details.get("prefill")
     prompt = len(prefill) if isinstance(prefill, list) else 0
     known = details or number
     spent = (
-        hub.usage(prompt or details.get("input_length") or estimate, details.get("generated_tokens") or number)
+        hub.usage(prompt or details.get("input_length") or estimate(), details.get("generated_tokens") or number)
         if known
         else None
     )
@@ -294,6 +297,11 @@ ANY_MESSAGES = [{"role": "user", "content": ""}]  # a prompter's stops hardly ev
 
 
 def _chat_stops(request: Json, cfg: Mapping[str, Any]) -> list[str]:
+    """All stops, the prompter's too: as they were sent, unless there were more than can be."""
+    made = cfg.get("made")
+    parameters = made.get("parameters") if isinstance(made, dict) else None
+    if isinstance(parameters, dict) and len(sent := _listed(parameters.get("stop"))) < STOPS:
+        return sent
     own = _prompt(hub.canonical(request) if request.get("messages") else {"messages": ANY_MESSAGES}, cfg)[1]
     return [*own, *_listed(request.get("stop"))]
 

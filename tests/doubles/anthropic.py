@@ -2,7 +2,7 @@
 
 Shapes come from the anthropic SDK's own types, with unknown fields forbidden; the rest from the published rules of the API.
 The scenario named last in the conversation's last user text wins: say hello, call tool, call two tools, think first,
-search web, stop here, run long, refuse this, pause turn, fail 400|401|429|500|529, error stream, cut stream. A thinking block
+search web, stop here, use stop, run long, refuse this, pause turn, fail 400|401|429|500|529, error stream, cut stream. A thinking block
 that comes back must be the one that was given: its signature belongs to its text.
 """
 
@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Union
+from urllib.parse import parse_qs
 
 import anthropic.types
 from anthropic.types import message_create_params
@@ -171,6 +172,8 @@ def _check_blocks(blocks: list[Json], role: str, i: int) -> None:
             raise Refusal(400, f"messages.{i}: tool_use.id must match ^[a-zA-Z0-9_-]+$")
         if kind == "thinking" and block["signature"] != signature(block["thinking"]):
             raise Refusal(400, f"messages.{i}: invalid signature in thinking block")
+        if kind == "redacted_thinking" and "mooltiproxy" in block["data"]:
+            raise Refusal(400, f"messages.{i}: invalid data in redacted_thinking block")
         if kind in ("thinking", "redacted_thinking", "tool_use") and role != "assistant":
             raise Refusal(400, f"messages.{i}: {kind} blocks belong to the assistant")
         if kind in ("image", "document", "tool_result") and role != "user":
@@ -206,6 +209,7 @@ SCENARIOS: dict[str, tuple[list[Json], Json]] = {  # → (content, what else the
     "think first": ([_thought("First this."), _thought(""), {"type": "redacted_thinking", "data": "aGk="}, _said("So.")], {}),
     "search web": (SEARCH, {}),
     "stop here": ([_said("before ")], {"stop_reason": "stop_sequence", "stop_sequence": "STOP"}),
+    "use stop": ([_said("before STOP after")], {}),
     "run long": ([_said("and so on and")], {"stop_reason": "max_tokens"}),
     "refuse this": ([_said("No.")], {"stop_reason": "refusal"}),
     "pause turn": (SEARCH[:2], {"stop_reason": "pause_turn"}),
@@ -237,7 +241,17 @@ def answer(body: Json) -> Json:
     ]
     reason = "tool_use" if any(block["type"] == "tool_use" for block in blocks) else "end_turn"
     head = {"id": "msg_double", "type": "message", "role": "assistant", "model": body["model"], "content": blocks}
-    return {**head, "stop_reason": reason, "stop_sequence": None, "usage": USAGE, **said}
+    return _stopped({**head, "stop_reason": reason, "stop_sequence": None, "usage": USAGE, **said}, body)
+
+
+def _stopped(message: Json, body: Json) -> Json:
+    """The message as far as the first stop sequence in its one text."""
+    text = message["content"][0].get("text", "") if len(message["content"]) == 1 else ""
+    found = sorted((text.index(stop), stop) for stop in body.get("stop_sequences", ()) if stop in text)
+    if not found:
+        return message
+    at, stop = found[0]
+    return {**message, "content": [_said(text[:at])], "stop_reason": "stop_sequence", "stop_sequence": stop}
 
 
 STREAMED = {"text": ("text", "text_delta"), "thinking": ("thinking", "thinking_delta")}
@@ -313,10 +327,17 @@ class _Handler(BaseHTTPRequestHandler):
         elif (self.command, path) == ("POST", "/v1/messages/count_tokens"):
             self._json(200, {"input_tokens": len(json.dumps(check(body, headers, COUNT))) // 4})
         elif (self.command, path) == ("GET", "/v1/models"):
-            page = {"data": MODELS, "has_more": False, "first_id": MODELS[0]["id"], "last_id": MODELS[-1]["id"]}
-            self._json(200, page)
+            self._models(parse_qs(self.path.partition("?")[2]))
         else:
             raise Refusal(404, "Not found")
+
+    def _models(self, query: dict[str, list[str]]) -> None:
+        limit, known = int(query.get("limit", ["20"])[0]), self.server.double.models
+        if not 1 <= limit <= 1000:
+            raise Refusal(400, "limit: must be between 1 and 1000")
+        page = known[:limit]
+        more = len(page) < len(known)
+        self._json(200, {"data": page, "has_more": more, "first_id": page[0]["id"], "last_id": page[-1]["id"]})
 
     def _message(self, body: Json) -> None:
         message = answer(body)
@@ -360,6 +381,7 @@ class AnthropicDouble:
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, Json, Any]] = []
+        self.models = MODELS
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.double = self
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"

@@ -1,7 +1,7 @@
 """A strict stand-in for llama.cpp's server, where the real one (tests/backends/llama_server.py) cannot be told what to say.
 
 Fields and types are those of tools/server/README.md (2026-11); an unknown field is refused, which the real one ignores, so
-that no mapper's slip goes unseen. The last scenario named in the prompt decides: say hello, count up, say é (tokens that
+that no mapper's slip goes unseen. The last scenario named in the prompt decides: say hello, count up, run long, use stop, say é (tokens that
 are halves of it), fail 401|404|429|500|503, too long, fail stream, cut stream; else "Hello world!".
 """
 
@@ -41,6 +41,8 @@ MARKER = "<__media_double__>"
 SCENARIOS = {
     "say hello": ["Hel", "lo", " wor", "ld", "!"],
     "count up": [" one", " two", " three", " four", " five", " six"],
+    "run long": [" on"] * 40,
+    "use stop": ["before", " ST", "OP", " after"],
     "say é": [b"\xc3", b"\xa9", b"\xc3", b"\xa9", "!"],
     "fail stream": ["half", " a", " thought"],
     "cut stream": ["half", " a", " thought"],

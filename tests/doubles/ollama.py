@@ -2,7 +2,7 @@
 
 Fields and types come from the ollama SDK's own models, plus what only api/types.go has (tool_call_id, a call's id, min_p).
 After a tool result the answer repeats it. Scenarios: say hello, call tool, call two tools, think hard, use stop, count up,
-write json, fail 400|404|429|500, error stream, cut stream.
+run long, write json, fail 400|404|429|500, error stream, cut stream.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 SAYS = {
     "say hello": "Hello there, friend!",
     "count up": "one two three four five six seven eight",
+    "run long": "on" + " on" * 39,
     "use stop": "before STOP after",
     "write json": '{"city": "Paris"}',
     "think hard": "Forty-two.",
@@ -89,7 +90,7 @@ def check(body: Any, model: type[BaseModel]) -> None:
 
 def check_message(message: Any) -> None:
     known(message, Message, "tool_call_id")
-    if message["role"] not in ("system", "user", "assistant", "tool") or not isinstance(message.get("content"), str):
+    if message["role"] not in ("system", "user", "assistant", "tool") or not isinstance(message.get("content", ""), str):
         raise Refusal(400, f"not a message: {message}")
     for image in message.get("images") or ():
         check_image(image)
@@ -158,7 +159,7 @@ def lines(body: dict[str, Any], chat: bool) -> Iterator[dict[str, Any] | None]:
         if wanted in ("cut stream", "error stream") and i == 0:
             yield None if wanted == "cut stream" else {"error": "an error was encountered while running the model"}
             return
-    if wanted in ("call tool", "call two tools"):
+    if wanted in ("call tool", "call two tools") and body.get("tools"):
         for i in range(1 if wanted == "call tool" else 2):
             function = body["tools"][min(i, len(body["tools"]) - 1)]["function"]
             call = {"function": {"index": i, "name": function["name"], "arguments": {"n": i, "city": "Paris"}}}

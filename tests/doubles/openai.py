@@ -2,7 +2,7 @@
 
 Shapes come from the openai SDK's own types, with unknown fields forbidden; the rest from the published rules of the API.
 The scenario named last in the last user text wins: say hello, call tool, call two tools, think first (Responses: a reasoning
-item), run long, refuse this, filter this, log tokens, fail 400|401|404|429|500|503, error stream, cut stream. After a tool
+item), run long, use stop, refuse this, filter this, log tokens, fail 400|401|404|429|500|503, error stream, cut stream. After a tool
 result the answer repeats it. Serves chat completions, completions, embeddings, models, responses, their token count, and
 echoes multipart uploads to /v1/files and /v1/audio/*.
 """
@@ -178,6 +178,8 @@ def _check_message(message: Json, owed: set[str], at: str) -> set[str]:
 def check_response(body: Json) -> None:
     """A legal Responses request. Raises Refusal."""
     known = {name: value for name, value in body.items() if name != "client_metadata"}
+    if isinstance(known.get("tools"), list):  # the types demand `strict`, the service does not
+        known["tools"] = [{"strict": None, **tool} if tool.get("type") == "function" else tool for tool in known["tools"]]
     _valid(RESPONSE, {**known, "input": []})
     _model(body)
     _ranges({name: value for name, value in body.items() if name != "stream_options"})
@@ -220,6 +222,7 @@ SCENARIOS: dict[str, Json] = {  # → what the model says, calls, and how it end
     "call two tools": {"text": "", "cities": ["Paris", "Rome"]},
     "think first": {"text": "So.", "thought": "First this."},
     "run long": {"text": "and so on and", "finish": "length"},
+    "use stop": {"text": "before STOP after"},
     "refuse this": {"refusal": "I cannot do that.", "text": ""},
     "filter this": {"text": "No", "finish": "content_filter"},
     "log tokens": {"text": "Hi you", "logprobs": True},
@@ -268,7 +271,14 @@ def _chat_plan(body: Json) -> Json:
         for message in body["messages"]
         if message["role"] in ("user", "tool")
     ]
-    return _plan(turns, [tool[tool["type"]]["name"] for tool in body.get("tools", ())])
+    return _stopped(_plan(turns, [tool[tool["type"]]["name"] for tool in body.get("tools", ())]), body)
+
+
+def _stopped(plan: Json, body: Json) -> Json:
+    """What is left before the first stop; a stop is not part of the answer."""
+    stops = body.get("stop") or ()
+    cut = [at for at in (plan["text"].find(stop) for stop in ([stops] if isinstance(stops, str) else stops)) if at >= 0]
+    return {**plan, "text": plan["text"][: min(cut)]} if cut else plan
 
 
 def _head(kind: str, body: Json) -> Json:
@@ -328,11 +338,19 @@ def text_answer(body: Json) -> Json:
     prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
     choices = []
     for i, prompt in enumerate(prompts):
-        plan = scenario(prompt if isinstance(prompt, str) else "")
+        plan = _stopped(scenario(prompt if isinstance(prompt, str) else ""), body)
         said = (prompt if body.get("echo") else "") + plan["text"]
-        choices.append({"index": i, "text": said, "logprobs": None, "finish_reason": plan.get("finish", "stop")})
+        listed = _text_logprobs(plan["text"]) if body.get("logprobs") is not None else None
+        choices.append({"index": i, "text": said, "logprobs": listed, "finish_reason": plan.get("finish", "stop")})
     head = {"id": "cmpl-double", "object": "text_completion", "created": CREATED, "model": body["model"]}
     return {**head, "choices": choices, "usage": USAGE}
+
+
+def _text_logprobs(text: str) -> Json:
+    tokens = _pieces(text)
+    offsets = [len("".join(tokens[:i])) for i in range(len(tokens))]
+    tops = [{token: -0.25} for token in tokens]
+    return {"tokens": tokens, "token_logprobs": [-0.25] * len(tokens), "top_logprobs": tops, "text_offset": offsets}
 
 
 def text_events(body: Json) -> Iterator[Json]:
@@ -341,10 +359,11 @@ def text_events(body: Json) -> Iterator[Json]:
     plan = scenario(body["prompt"] if isinstance(body["prompt"], str) else "")
     for choice in whole["choices"]:
         for piece in _pieces(choice["text"]):
-            yield {**head, "choices": [{"index": choice["index"], "text": piece, "logprobs": None, "finish_reason": None}]}
+            listed = _text_logprobs(piece) if choice["logprobs"] else None
+            yield {**head, "choices": [{"index": choice["index"], "text": piece, "logprobs": listed, "finish_reason": None}]}
         if plan.get("breaks"):
             return
-        yield {**head, "choices": [{**choice, "text": ""}]}
+        yield {**head, "choices": [{**choice, "text": "", "logprobs": None}]}
     if (body.get("stream_options") or {}).get("include_usage"):
         yield {**head, "choices": [], "usage": USAGE}
 

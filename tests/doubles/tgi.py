@@ -1,7 +1,7 @@
 """A strict stand-in for text-generation-inference 3: refuses what its router refuses, answers what the prompt asks for.
 
 Field names come from huggingface_hub's types, which are generated from TGI's OpenAPI; bounds from its published reference.
-The last scenario named anywhere in the prompt wins: say hello, count up, use stop, write json, fail 422|424|429|500,
+The last scenario named anywhere in the prompt wins: say hello, count up, run long, use stop, write json, fail 422|424|429|500,
 error stream, cut stream.
 """
 
@@ -23,6 +23,7 @@ BOOLEANS = ("do_sample", "details", "decoder_input_details", "watermark")  # not
 SCENARIOS = {
     "say hello": " Hello there, friend!",
     "count up": " one two three four five six seven eight",
+    "run long": " on" * 40,
     "use stop": " before STOP after",
     "write json": '{"city": "Paris"}',
     "error stream": " about to",

@@ -1,0 +1,35 @@
+"""What the operating system gives this process: file descriptors, and a place for memory that is no longer needed."""
+
+from __future__ import annotations
+
+import logging
+
+logger = logging.getLogger(__name__)
+
+SPARE_FILES = 32  # file descriptors that are not for clients
+
+
+def file_limit() -> int:
+    """How many connections the file descriptors are enough for; the soft limit is raised to the hard one."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 100_000
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (OSError, ValueError):
+            logger.debug("the limit of open files stays at %d", soft)
+    return max(8, soft - SPARE_FILES) if soft != resource.RLIM_INFINITY else 100_000
+
+
+def give_back_memory() -> None:
+    """What loading has used and freed goes back to the system, where the C library can do that (glibc)."""
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).malloc_trim(0)
+    except (ImportError, OSError, AttributeError, TypeError):
+        logger.debug("this C library keeps what was freed")
