@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         description="mooltiproxy: any LLM client in front, any LLM backend behind.",
         epilog="example: python -m main --config team.yaml --port 9000",
     )
-    _add_config(parser)
+    _add_config(parser, "config.yaml")
     parser.add_argument("--host", help="address to listen on, instead of system.host")
     parser.add_argument("--port", type=int, help="port to listen on, instead of system.port")
     parser.add_argument("--debug", action="store_true", help="log bodies before and after mapping")
@@ -74,8 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", default="config.yaml", metavar="FILE", help="configuration file (default: config.yaml)")
+def _add_config(parser: argparse.ArgumentParser, default: str = argparse.SUPPRESS) -> None:
+    """Before a command as well as behind it: what stands before is not overwritten by a command's default."""
+    parser.add_argument("--config", default=default, metavar="FILE", help="configuration file (default: config.yaml)")
 
 
 # --- commands
