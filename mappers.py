@@ -3,8 +3,9 @@
     def name(ip: Any, cfg: dict = {}) -> Any
 
 `ip` is a decoded JSON body: a request under `in`, an answer under `out`. Under `stream`, the function takes an iterator of
-events (decoded JSON objects) and yields events. `cfg` holds the endpoint's own YAML keys and `template`, `prompter`, `id`, `now`,
-`model`s on offer, and, for an answer or a stream, `request`: what the request mapper got. Be pure: change neither `ip` nor `cfg`.
+events (decoded JSON objects) and yields events. `cfg` holds the endpoint's own YAML keys and `template`, `prompter`, `id`,
+`now`, `aliases`, and, for an answer or a stream, `request` (what the request mapper got) and `made` (what it made of it). Be
+pure: change neither `ip` nor `cfg`.
 A name here overrides a built-in one. docs/mappers.md walks through writing one.
 """
 
@@ -38,7 +39,7 @@ def identity(ip: Any, cfg: dict[str, Any] = {}) -> Any:
     return ip
 
 
-# --- an example, whole: an imaginary API that takes {"question"} and answers {"reply", "words"}; streamed {"piece"} and {"end"}.
+# --- an example, whole: an imaginary API that takes {"question"} and answers {"reply", "words"}; streamed {"piece"}, {"end"}.
 #
 #     targets:
 #       parrot:

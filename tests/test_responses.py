@@ -808,7 +808,7 @@ def test_what_the_input_raises_is_told_and_raised_again() -> None:
 
     out, fault = run(gone())
     assert isinstance(fault, ClientGone)
-    assert [event["type"] for event in out] == ["response.failed"]
+    assert [event["type"] for event in out] == ["response.created", "response.failed"]
 
 
 @pytest.mark.parametrize("at", [0, 2, 5])

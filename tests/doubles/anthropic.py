@@ -2,8 +2,8 @@
 
 Shapes come from the anthropic SDK's own types, with unknown fields forbidden; the rest from the published rules of the API.
 The scenario named last in the conversation's last user text wins: say hello, call tool, call two tools, think first,
-search web, stop here, use stop, run long, refuse this, pause turn, fail 400|401|429|500|529, error stream, cut stream. A thinking block
-that comes back must be the one that was given: its signature belongs to its text.
+search web, stop here, use stop, run long, refuse this, pause turn, fail 400|401|429|500|529, error stream, cut stream.
+A thinking block that comes back must be the one that was given: its signature belongs to its text.
 """
 
 from __future__ import annotations

@@ -332,7 +332,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(next(item for item in listed if item["name"].endswith(model)) if model else {"models": listed})
             return
         check_shape(operation, body)
-        getattr(self, f"op_{operation}")(body, model, query)
+        getattr(self, f"op_{operation}")(camel(body), model, query)
 
     def op_generateContent(self, body: Any, model: str, query: str) -> None:
         self.prepare(body, model)
@@ -393,6 +393,19 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+
+FREE = ("args", "response", "parameters", "parametersJsonSchema", "responseSchema", "responseJsonSchema", "labels")
+
+
+def camel(value: Any) -> Any:
+    """The body in camelCase, which the rules are written in; names that are the user's own stay."""
+    if isinstance(value, list):
+        return [camel(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    named = {(to_camel(name) if "_" in name else name): inner for name, inner in value.items()}
+    return {name: inner if name in FREE else camel(inner) for name, inner in named.items()}
 
 
 def vector(item: dict[str, Any]) -> list[float]:

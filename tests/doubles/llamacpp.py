@@ -1,8 +1,9 @@
 """A strict stand-in for llama.cpp's server, where the real one (tests/backends/llama_server.py) cannot be told what to say.
 
 Fields and types are those of tools/server/README.md (2026-11); an unknown field is refused, which the real one ignores, so
-that no mapper's slip goes unseen. The last scenario named in the prompt decides: say hello, count up, run long, use stop, say é (tokens that
-are halves of it), fail 401|404|429|500|503, too long, fail stream, cut stream; else "Hello world!".
+that no mapper's slip goes unseen. The last scenario named in the prompt decides: say hello, count up, run long,
+use stop, say é (tokens that are halves of it), fail 401|404|429|500|503, too long, fail stream, cut stream; else
+"Hello world!".
 """
 
 from __future__ import annotations

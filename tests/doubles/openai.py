@@ -2,8 +2,9 @@
 
 Shapes come from the openai SDK's own types, with unknown fields forbidden; the rest from the published rules of the API.
 The scenario named last in the last user text wins: say hello, call tool, call two tools, think first (Responses: a reasoning
-item), run long, use stop, refuse this, filter this, log tokens, fail 400|401|404|429|500|503, error stream, cut stream. After a tool
-result the answer repeats it. Serves chat completions, completions, embeddings, models, responses, their token count, and
+item), run long, use stop, refuse this, filter this, log tokens, fail 400|401|404|429|500|503, error stream, cut stream.
+After a tool result the answer repeats it.
+Serves chat completions, completions, embeddings, models, responses, their token count, and
 echoes multipart uploads to /v1/files and /v1/audio/*.
 """
 
@@ -188,7 +189,7 @@ def check_response(body: Json) -> None:
     _tools(body, [tool.get("name") for tool in body.get("tools", ())])
     if isinstance(body.get("input"), str):
         return
-    _valid(ITEMS, body.get("input"), "input.")
+    _valid(ITEMS, [_with_id(item) for item in body["input"]] if isinstance(body.get("input"), list) else None, "input.")
     calls: set[str] = set()
     for i, item in enumerate(body["input"]):
         kind = item.get("type", "message")
@@ -200,6 +201,12 @@ def check_response(body: Json) -> None:
             raise Refusal(400, f"No tool call found for function call output with call_id {item.get('call_id')}.", "input")
         if kind == "reasoning" and item.get("encrypted_content") != encrypted(item["id"]):
             raise Refusal(400, "The encrypted content could not be verified.", f"input[{i}]")
+
+
+def _with_id(item: Any) -> Any:
+    """The types demand an id and a status of an assistant's turn with parts, the service does not."""
+    parts = isinstance(item, dict) and item.get("role") == "assistant" and isinstance(item.get("content"), list)
+    return {"id": "msg_x", "status": "completed", **item} if parts else item
 
 
 def encrypted(item_id: str) -> str:
