@@ -28,7 +28,7 @@ compat: .venv/test  ## writes docs/compatibility.md from what real clients can d
 	$(BIN)/python -m pytest tests/test_compatibility.py --compat docs/compatibility.md
 
 key:
-	@[ -n "$$MOOLTIPROXY_KEY" ] || grep -qs '^MOOLTIPROXY_KEY=.' .env || { umask 077; \
+	@[ -n "$$MOOLTIPROXY_KEY" ] || grep -qsE '^[[:space:]]*(export[[:space:]]+)?MOOLTIPROXY_KEY[[:space:]]*=[[:space:]]*[^[:space:]]' .env || { umask 077; \
 	  echo "MOOLTIPROXY_KEY=$$($(BIN)/python -c 'import secrets; print(secrets.token_urlsafe(24))')" >> .env; chmod 600 .env; \
 	  echo "made a master key: MOOLTIPROXY_KEY in .env"; }
 

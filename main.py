@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from proxy import config as configuration
+from proxy.arguments import parser
 from proxy.config import Config
 from proxy.errors import ConfigError
 
@@ -24,59 +25,13 @@ _loads = itertools.count()
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
-    arguments = _parser().parse_args(argv)
-    command: Callable[[argparse.Namespace], int] = arguments.command
+    arguments = parser().parse_args(argv)
+    command = COMMANDS[arguments.command]
     try:
         return command(arguments)
     except ConfigError as fault:
         print("\n".join(fault.faults), file=sys.stderr)
         return 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m main",
-        description="mooltiproxy: any LLM client in front, any LLM backend behind.",
-        epilog="example: python -m main --config team.yaml --port 9000",
-    )
-    _add_config(parser, "config.yaml")
-    parser.add_argument("--host", help="address to listen on, instead of system.host")
-    parser.add_argument("--port", type=int, help="port to listen on, instead of system.port")
-    parser.add_argument("--debug", action="store_true", help="log bodies before and after mapping")
-    parser.add_argument(
-        "--target", metavar="URL", help="no configuration: pass everything through to this URL, for this machine only"
-    )
-    parser.set_defaults(command=serve)
-    commands = parser.add_subparsers(title="commands", metavar="")
-    check_parser = commands.add_parser(
-        "check",
-        help="validate the configuration and exit",
-        description="Validates the configuration: prints all faults, each with file, line and path; exits 1 if there are any.",
-        epilog="example: python -m main check --config team.yaml --show",
-    )
-    _add_config(check_parser)
-    check_parser.add_argument(
-        "--show", action="store_true", help="print every target's endpoints with the final URLs and their lines"
-    )
-    check_parser.add_argument("--schema", action="store_true", help="print a JSON Schema of the configuration, for editors")
-    check_parser.set_defaults(command=check)
-    connect_parser = commands.add_parser(
-        "connect",
-        help="print the lines that point a client at this proxy",
-        description="Prints the variables, files or code that point a client at this configuration; no key is shown.",
-        epilog="example: python -m main connect claude-code; without a name all clients are listed",
-    )
-    connect_parser.add_argument("name", nargs="?", metavar="CLIENT", help="claude-code, codex, openai-sdk, …")
-    _add_config(connect_parser)
-    connect_parser.add_argument("--target", metavar="NAME", help="the target to reach, instead of the default one")
-    connect_parser.add_argument("--model", metavar="NAME", help="the model to ask for")
-    connect_parser.set_defaults(command=connect)
-    return parser
-
-
-def _add_config(parser: argparse.ArgumentParser, default: str = argparse.SUPPRESS) -> None:
-    """Before a command as well as behind it: what stands before is not overwritten by a command's default."""
-    parser.add_argument("--config", default=default, metavar="FILE", help="configuration file (default: config.yaml)")
 
 
 # --- commands
@@ -109,6 +64,10 @@ def check(arguments: argparse.Namespace) -> int:
     config = configuration.load(arguments.config, environment(), mappers, prompters)
     for warning in config.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    if config.system.ssl:
+        from proxy.server import tls_context
+
+        tls_context(config)
     if arguments.show:
         from proxy.show import shown
 
@@ -130,6 +89,16 @@ def connect(arguments: argparse.Namespace) -> int:
     url = banner.address(config, config.system.host, config.system.port)
     print(clients.lines(arguments.name, config, url, banner.key(config), arguments.target, arguments.model))
     return 0
+
+
+def key(arguments: argparse.Namespace) -> int:
+    """`python -m main key`."""
+    config = configuration.load(arguments.config, environment(), functions("mappers"), functions("prompters"))
+    print(config.master_key)
+    return 0
+
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {"serve": serve, "check": check, "connect": connect, "key": key}
 
 
 # --- what the commands share

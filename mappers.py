@@ -6,7 +6,8 @@
 events (decoded JSON objects) and yields events. `cfg` holds the endpoint's own YAML keys and `template`, `prompter`, `id`,
 `now`, `aliases`, and, for an answer or a stream, `request` (what the request mapper got) and `made` (what it made of it). Be
 pure: change neither `ip` nor `cfg`.
-A name here overrides a built-in one. docs/mappers.md walks through writing one.
+A name here overrides a built-in one. The working directory's mappers.py is used before this one: with yours in a folder of its
+own, an upgrade does not touch it (docs/deployment.md, Upgrading). docs/mappers.md walks through writing one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from proxy.dialects.openai import text_of
 from proxy.dialects.tgi import (
     chatAnsTGItoOpenAI,
     chatReqOpenAItoTGI,
@@ -51,7 +53,7 @@ def identity(ip: Any, cfg: dict[str, Any] = {}) -> Any:
 
 def chatReqOpenAItoParrot(ip: Any, cfg: dict[str, Any] = {}) -> Any:
     """Chat request → {"question": str}: the last message, for the parrot has no memory."""
-    return {"question": ip["messages"][-1]["content"]}
+    return {"question": text_of(ip["messages"][-1]["content"])}
 
 
 def chatAnsParrottoOpenAI(ip: Any, cfg: dict[str, Any] = {}) -> Any:

@@ -10,7 +10,8 @@ An endpoint whose backend takes a bare prompt (TGI, llama.cpp) names its prompte
         template: HumanResponse
 
 The built-in prompters are imported here so that you see their names; they live in proxy/prompts.py. A function of your own
-in this file needs nothing more than to be here, and with a built-in's name it takes that one's place.
+in this file needs nothing more than to be here, and with a built-in's name it takes that one's place. The working directory's
+prompters.py is used before this one (docs/deployment.md, Upgrading).
 """
 
 from __future__ import annotations

@@ -7,10 +7,8 @@ import socket
 import sys
 from pathlib import Path
 
-from proxy.config import Config
+from proxy.config import Config, Target
 from proxy.generation import Generation
-
-ENV_FILE = ".env"
 
 
 def announce(generation: Generation, listening: socket.socket) -> None:
@@ -24,7 +22,13 @@ def announce(generation: Generation, listening: socket.socket) -> None:
     ]
     for target in config.targets.values():
         marks = [mark for mark in ("default" if target.name == config.default else "", target.dialect or "") if mark]
-        route = f"  below {target.route}" if target.route else f"  {len(target.mapping)} paths" if target.mapping else ""
+        route = (
+            f"  below {target.route}"
+            if target.route
+            else f"  {len(target.mapping)} path{'s' * (len(target.mapping) > 1)}"
+            if target.mapping
+            else ""
+        )
         lines.append(f"  target  {target.name:<12} {target.url}{route}  {' '.join(marks)}".rstrip())
     lines.append("  gates   " + ", ".join(_gates(config)))
     lines += ["", "  a first request:", "  " + _curl(config, url), ""]
@@ -53,19 +57,25 @@ def _gates(config: Config) -> list[str]:
 
 
 def key(config: Config) -> str:
-    """Where a shell finds the master key."""
+    """What a shell puts in the place of the master key; the key itself is not shown."""
     if config.system.local_only:
         return ""
-    if config.system.masterkey:
-        return f"$(sed -n 's/^ *masterkey: *//p' '{Path(config.file or 'config.yaml').resolve()}' | tr -d \"'\\\"\")"
-    if "MOOLTIPROXY_KEY" in os.environ:
+    if "MOOLTIPROXY_KEY" in os.environ and not config.system.masterkey:
         return "$MOOLTIPROXY_KEY"
-    return f"$(sed -n 's/^MOOLTIPROXY_KEY=//p' '{Path(ENV_FILE).resolve()}')"
+    program = Path(sys.modules["__main__"].__file__ or "main.py").resolve()
+    return f"$(cd '{Path.cwd()}' && '{sys.executable}' '{program}' key --config '{config.file or 'config.yaml'}')"
+
+
+def model(config: Config, target: Target) -> str | None:
+    """A model that the target is known to have, if any is."""
+    rules = (rule.pattern for rule in config.models if rule.target == target.name and "*" not in rule.pattern)
+    return next(rules, None) or target.model or ("demo" if target.url.startswith("demo:") else None)
 
 
 def _curl(config: Config, url: str) -> str:
     secret = key(config)
     options = "-k " if config.system.ssl else ""
     authorization = f' -H "Authorization: Bearer {secret}"' if secret else ""
-    body = '{"model": "demo", "messages": [{"role": "user", "content": "Hello!"}]}'
+    named = model(config, config.targets[config.default]) or "MODEL"
+    body = f'{{"model": "{named}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     return f"curl {options}{url}/v1/chat/completions{authorization} -H 'Content-Type: application/json' -d '{body}'"

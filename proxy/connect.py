@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from proxy.banner import model as known_model
 from proxy.config import Config, Target
 from proxy.errors import ConfigError
 
@@ -47,8 +48,7 @@ def lines(name: str, config: Config, url: str, key: str, wanted: str | None = No
     target = config.targets.get(wanted or config.default)
     if target is None:
         raise ConfigError([f"--target: no target {wanted!r}{_meant(wanted or '', config.targets)}"])
-    rule = next((rule.pattern for rule in config.models if rule.target == target.name and "*" not in rule.pattern), None)
-    asked = model or rule or target.model or ("demo" if target.url.startswith("demo:") else UNKNOWN_MODEL)
+    asked = model or known_model(config, target) or UNKNOWN_MODEL
     found = any(rule.pattern == asked and rule.target == target.name for rule in config.models)
     by_header = target.name != config.default and not target.route and not found
     fields = {

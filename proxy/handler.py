@@ -242,10 +242,12 @@ class Handler(BaseHTTPRequestHandler):
             Relay(generation, call, request, self.reply, routed).run()
         except ClientGone:
             call.status, self.close_connection = call.status or 499, True
+            call.error, call.error_source = "the client left", "client"
         except ProxyError as error:
             self._refuse(call, error)
         except OSError as fault:
             call.status, self.close_connection = call.status or 499, True
+            call.error, call.error_source = "the client left", "client"
             logger.debug("%s: the client's connection broke: %s", call.id, fault)
         except Exception:
             logger.exception("%s: an error of the proxy itself", call.id)

@@ -76,10 +76,15 @@ def text(pattern: str = r"[^\x00-\x1f\x7f]+", what: str = "text on one line", se
     return Kind(check, lambda: {"type": "string", "pattern": f"^(?:{pattern})$"})
 
 
+NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")  # what would be one without quotes
+
+
 def number(what: str, low: float, high: float, whole: bool = False, above: bool = False) -> Kind:
     """A number from `low` (or only `above` it) to `high`."""
 
     def check(value: Any) -> float:
+        if isinstance(value, str) and NUMBER.fullmatch(value):
+            raise Invalid("must be a number, without quotes")
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
             raise must_be(what, value)
         if not low <= value <= high or (above and value == low):
@@ -90,12 +95,14 @@ def number(what: str, low: float, high: float, whole: bool = False, above: bool 
     return Kind(check, lambda: {"type": "integer" if whole else "number", lowest: low, "maximum": high})
 
 
-def one_of(names: Callable[[], list[str]]) -> Kind:
-    """One of some words, which are asked for when they are needed."""
+def one_of(names: Callable[[], list[str]], others: Mapping[str, str] = {}) -> Kind:
+    """One of some words, which are asked for when they are needed; `others` says what is meant by what is none of them."""
 
     def check(value: Any) -> str:
         if value not in names():
-            raise Invalid(f"must be {listed(names())}, not {shown(value)}{meant(str(value), names())}")
+            known = others.get(str(value).lower())
+            guess = f"; did you mean {known!r}?" if known else meant(str(value), names())
+            raise Invalid(f"must be {listed(names())}, not {shown(value)}{guess}")
         return str(value)
 
     return Kind(check, lambda: {"enum": names()})

@@ -48,6 +48,8 @@ class CallRecord(logging.LogRecord):
         line += f" {call.elapsed_s() * 1000:.1f} ms"
         if call.tokens_in is not None or call.tokens_out is not None:
             line += f" {call.tokens_in or 0}+{call.tokens_out or 0} tokens"
+        if call.status in (401, 403):
+            line += f" from {call.client}"
         return f"{line}: {call.error}" if call.error else line
 
 

@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 Mapped = Callable[[Any], Any]  # the request chain of one endpoint
 Path = tuple[str | int, ...]
-NAMING = frozenset({"type", "role", "object", "model", "stream"})  # they say what something is, and are looked at elsewhere
+# what says what something is, and what the proxy itself sees to
+NAMING = frozenset({"type", "role", "object", "model", "stream", "stream_options"})
 NEUTRAL = {"n": 1, "temperature": 1, "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0, "candidateCount": 1}
 OPAQUE = frozenset({"parameters", "input_schema", "schema", "input", "args", "parametersJsonSchema", "responseSchema"})
 DEPTH = 6  # deeper than this a value counts as one

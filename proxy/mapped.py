@@ -103,7 +103,9 @@ class Mapped:
         rejects = endpoint.target.on_loss == "reject"
         name = f"{self._call.front} → target {endpoint.target.name!r}"
         known = self._relay.generation.ledger.lost(endpoint, name, body, translation.pure, now=rejects)
-        self._call.lost = lost = tuple(dict.fromkeys((*known, *translation.told)))
+        told = tuple(dict.fromkeys((*known, *translation.told)))
+        lost = tuple(path for path in told if not any(path.startswith((f"{other}.", f"{other}[")) for other in told))
+        self._call.lost = lost
         meant = [path for path in lost if re.split(r"[.\[]", path)[1] not in translation.front.tuning]
         if rejects and meant:
             message = f"target {endpoint.target.name!r} cannot express {', '.join(meant)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os.path
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ from proxy.config import (
     find_prompter,
 )
 from proxy.errors import ConfigError
-from proxy.kinds import SECRET, meant
+from proxy.kinds import SECRET, listed, meant
 from proxy.schema import PLACEHOLDER, TAGS, endpoint, validate
 from proxy.source import Path, Source, read_yaml
 
@@ -39,6 +40,10 @@ CERTIFICATES = ("certificates/cert.pem", "certificates/key.pem")
 NOT_SETTABLE = frozenset(
     ["connection", "content-length", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"]
 )  # headers that frame a message
+OPERATION = re.compile(
+    r"/(?:(?:(?:chat/)?completions|messages|responses|embeddings)/?|models/[^/]+:(?:g|streamG)enerateContent)\Z"
+)  # at the end of a url that should be an API's base
+TAKE_MESSAGES = frozenset(["openai", "responses", "anthropic", "gemini", "ollama"])  # dialects that need no prompt
 
 
 def _built_in_mappers() -> Iterable[str]:
@@ -61,7 +66,7 @@ RULES: tuple[tuple[str, tuple[str, ...], Callable[[Given], bool], str], ...] = (
         "",
         ("url", "mapping", "dialect", "route"),
         lambda t: not (t.get("mapping") or t.get("dialect") or t.get("route") or _is_demo(t)),
-        "needs a `mapping` (path by path) or a `dialect` (a whole API)",
+        "needs a `mapping` (path by path), a `dialect` (a whole API) or a `route` (all below it, passed through)",
     ),
     (
         "dialect",
@@ -152,7 +157,9 @@ class _Reading:
         self.warnings.append(self.source.fault(path, message))
 
     def _is_faulty(self, path: Path) -> bool:
-        return any(fault[: len(path)] == path for fault, _ in self.faults)
+        """Whether what stands there is faulty, or another name was written that probably meant it."""
+        guess = f"is not known here; did you mean {path[-1]!r}?"
+        return any(fault[: len(path)] == path or (fault[:-1], said) == (path[:-1], guess) for fault, said in self.faults)
 
     # --- system
     def _system(self) -> System:
@@ -214,7 +221,8 @@ class _Reading:
         return name or ""
 
     def _no_target(self, path: Path, name: str) -> None:
-        there = f"; there is {', '.join(self.target_names)}" if self.target_names else "; there is none at all"
+        names = [repr(name) for name in self.target_names]
+        there = f"; there is {listed(names, 'and')}" if names else "; there is none at all"
         self._fault(path, f"there is no target {name!r}{meant(name, self.target_names) or there}")
 
     def _rule(self, pattern: str, given: Given) -> ModelRule:
@@ -238,6 +246,7 @@ class _Reading:
         self._functions(path, given)
         if dialect:
             self._template_for(path, given, {})
+            self._without_effect(path, given, dialect)
         self._headers((*path, "headers"), given.get("headers", {}), KEY_HEADERS.get(auth, auth) if key else None)
         self._files(path, given)
         plain = ("headers", "model", "route", "prompter", "template", "timeout", "verify", "cert", "proxy")
@@ -257,6 +266,18 @@ class _Reading:
             dialect_line=self.source.line((*path, "dialect")) if "dialect" in given else 0,
             **{name: given[name] for name in (*plain, *plain_too) if name in given},
         )
+
+    def _without_effect(self, path: Path, given: Given, dialect: str) -> None:
+        """Warn of what a target with a dialect says in vain."""
+        url = given.get("url", "")
+        operation = OPERATION.search(url)
+        if operation:
+            self._warn((*path, "url"), f"ends in an operation: the base is {url[: operation.start()]}")
+        entries = given.get("mapping", {}).values()
+        is_mapped = any(isinstance(entry, dict) and entry.get("in") for entry in entries)  # by what may ask for a prompt
+        for name in ("prompter", "template"):
+            if name in given and dialect in TAKE_MESSAGES and not is_mapped:
+                self._warn((*path, name), f"has no effect: {dialect} takes messages, not a prompt")
 
     def _key(self, path: Path, given: Given) -> tuple[str | None, str | None]:
         name = given.get("envkey")
@@ -339,12 +360,15 @@ class _Reading:
             self._fault(path, f"{{{min(unknown)}}} is not in its key; only {{model}}, the request's model, need not be")
 
     def _mapper(self, path: Path, name: str) -> None:
-        if find_mapper(name, self.mappers):
-            return
-        if name in self.mappers:
+        mapper = find_mapper(name, self.mappers)
+        if mapper:
+            if not _takes_two(mapper):
+                self._fault(path, f"{name!r} in mappers.py must take two arguments: (ip, cfg)")
+        elif name in self.mappers:
             self._fault(path, f"{name!r} in mappers.py is no function")
         else:
-            self._fault(path, f"no mapper is called {name!r}{_guess(name, self.mappers, _built_in_mappers())}")
+            guess = _guess(name, self.mappers, _built_in_mappers()) or "; write one in mappers.py"
+            self._fault(path, f"no mapper is called {name!r}{guess}")
 
     def _functions(self, path: Path, given: Given) -> None:
         """The prompter and the template that a target or an endpoint names."""
@@ -352,12 +376,19 @@ class _Reading:
         templates = self._written("templates")
         if template is not None and template not in templates:
             self._fault((*path, "template"), f"there is no template {template!r}{meant(template, templates)}")
-        if prompter is None or find_prompter(prompter, self.prompters):
-            return
-        if prompter in self.prompters:
+        if prompter is not None:
+            self._prompter(path, prompter)
+
+    def _prompter(self, path: Path, prompter: str) -> None:
+        function = find_prompter(prompter, self.prompters)
+        if function:
+            if not _takes_two(function):
+                self._fault((*path, "prompter"), f"{prompter!r} in prompters.py must take two arguments: (messages, cfg)")
+        elif prompter in self.prompters:
             self._fault((*path, "prompter"), f"{prompter!r} in prompters.py is no function")
         else:
-            guess = _guess(prompter, self.prompters, importlib.import_module(PROMPTS).PROMPTERS)
+            built_in = importlib.import_module(PROMPTS).PROMPTERS
+            guess = _guess(prompter, self.prompters, built_in) or "; write one in prompters.py"
             self._fault((*path, "prompter"), f"no prompter is called {prompter!r}{guess}")
 
     def _template_for(self, path: Path, given: Given, above: Given) -> None:
@@ -371,7 +402,15 @@ class _Reading:
 
 def _guess(name: str, own: Functions, built_in: Iterable[str]) -> str:
     functions = {known for known, function in own.items() if inspect.isfunction(function)}
-    return meant(name, functions.union(built_in)) or "; write one"
+    return meant(name, functions.union(built_in))
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def _rooted(path: str | None) -> str | None:

@@ -160,6 +160,15 @@ MAPPING = section(
 )
 API_VERSION = text(r"\d{4}-\d\d-\d\d(-preview)?|preview|latest", "a version such as 2024-10-21")
 AUTH = ["bearer", "x-api-key", "api-key", "x-goog-api-key", "none", "passthrough"]
+SPEAKS = {
+    **dict.fromkeys(
+        ("vllm", "lmstudio", "groq", "mistral", "deepseek", "openrouter", "together", "azure", "litellm"), "openai"
+    ),
+    **dict.fromkeys(("google", "vertex"), "gemini"),
+    **dict.fromkeys(("llama.cpp", "llama-cpp"), "llamacpp"),
+    "claude": "anthropic",
+    "huggingface": "tgi",
+}  # what people call a dialect → the dialect
 TARGET = section(
     {
         "url": (web_address(also=("demo://",)), "Where the backend is: http://…, https://… or demo://"),
@@ -186,7 +195,7 @@ TARGET = section(
         ),
         "cert": (list_of(FILE, "two files: certificate and key", length=2), "Client certificate and its key"),
         "proxy": (web_address(credentials=True), "Outbound HTTP proxy"),
-        "dialect": (one_of(dialects.names), "The API that the backend speaks"),
+        "dialect": (one_of(dialects.names, SPEAKS), "The API that the backend speaks"),
         "on_loss": (one_of(lambda: ["allow", "warn", "reject"]), "What to do when a translation would lose a field"),
         "system_policy": (
             one_of(lambda: ["inline", "hoist", "user"]),

@@ -138,11 +138,14 @@ class Server(ThreadingHTTPServer):
         """Nobody new; idle connections end; calls in flight may finish."""
         self.draining = True
         self.socket.close()
+        with self._lock:
+            in_flight = sum(handler.busy for handler in self._open)
+        logger.info("stopping: %d calls in flight, up to %.0f s for them; told again, at once", in_flight, DRAIN_S)
         until = time.monotonic() + DRAIN_S
         while time.monotonic() < until:
             with self._lock:
                 handlers = list(self._open)
-            if not handlers:
+            if not handlers or self._asked.count("stop") > 1:
                 break
             for handler in handlers:
                 if not handler.busy:
@@ -228,14 +231,15 @@ def work(
     def reload() -> None:
         try:
             new = load(server.generation)
-            if tls is not None:
-                tls.load_cert_chain(CERTIFICATE, PRIVATE_KEY)  # renewed ones serve the next handshakes
+            if tls is not None and tls_context(new.config):  # renewed certificates serve the next handshakes
+                tls.load_cert_chain(CERTIFICATE, PRIVATE_KEY)
             for name in ("host", "port", "ssl", "client_ca", "workers"):
                 if getattr(new.config.system, name) != getattr(server.generation.config.system, name):
                     logger.warning("system.%s has changed: that takes a restart", name)
             server.generation = new
         except ConfigError as fault:
-            logger.error("not reloaded, the old configuration goes on:\n%s", "\n".join(fault.faults))
+            for line in ("not reloaded, the old configuration goes on", *fault.faults):
+                logger.error("%s", line)
         except Exception:
             logger.exception("not reloaded, the old configuration goes on")
         else:

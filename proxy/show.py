@@ -64,7 +64,7 @@ def _entries(endpoints: list[Endpoint], file: str) -> Iterator[str]:
         if entry.unsupported:
             yield f"    {key}: 501, this backend's API has no such operation"
             continue
-        yield f"    {key}: {'' if entry.answer else endpoint.url}{where}"
+        yield f"    {key}:{'' if entry.answer else ' ' + endpoint.url}{where}"
         if entry.stream and endpoint.stream_url != endpoint.url:
             parts.append(f"stream url: {endpoint.stream_url}")
         yield from (f"      {part}" for part in parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten 
 STRING = "tag:yaml.org,2002:str"
 MERGE = "tag:yaml.org,2002:merge"
 TIMESTAMP = "tag:yaml.org,2002:timestamp"
+ALIAS = re.compile(r"\*[^\s:,\]}]*")  # or a name that was meant to begin with *
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,33 @@ def read_yaml(path: str) -> Source:
     except yaml.MarkedYAMLError as fault:
         mark = fault.problem_mark or fault.context_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        what = " ".join(part for part in (fault.context, fault.problem) if part)
-        raise ConfigError([f"{path}{place}: this is not YAML: {what}"]) from None
+        raise ConfigError([f"{path}{place}: this is not YAML: {_what(fault, mark, raw)}"]) from None
     except (yaml.YAMLError, ValueError) as fault:  # no place: bytes that are no text, a number that is none
-        raise ConfigError([f"{path}: this is not YAML: {' '.join(str(fault).split())}"]) from None
+        raise ConfigError([_unplaced(path, fault, raw)]) from None
     except RecursionError:
         raise ConfigError([f"{path}: is nested too deeply"]) from None
     return Source(path, data, lines, tuple(faults))
+
+
+def _what(fault: Any, mark: Any, raw: bytes) -> str:
+    """The parser's own words, but for the two faults that people make most: a tab, and a name that begins with *."""
+    what = " ".join(part for part in (fault.context, fault.problem) if part)
+    line = "".join(raw.decode(errors="replace").splitlines()[mark.line : mark.line + 1]) if mark else ""
+    if not mark or not line:
+        return what
+    if "\t" in line[: mark.column + 1] and not line[: mark.column].strip():
+        return "a tab: YAML wants spaces here"
+    names = [found[0] for found in ALIAS.finditer(line) if found.start() <= mark.column <= found.end()]
+    return f'{what}; put it in quotes: "{names[0]}"' if names and "alias" in what else what
+
+
+def _unplaced(path: str, fault: Exception, raw: bytes) -> str:
+    try:
+        raw.decode()
+    except UnicodeDecodeError as wrong:
+        line = raw.count(b"\n", 0, wrong.start) + 1
+        return f"{path}:{line}: is not UTF-8"
+    return f"{path}: this is not YAML: {' '.join(str(fault).split())}"
 
 
 def _parse(raw: bytes, lines: dict[Path, int], faults: list[tuple[Path, str]]) -> Any:

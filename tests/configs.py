@@ -31,13 +31,24 @@ def myPrompter(messages: Any, cfg: Mapping[str, Any]) -> tuple[str, list[str]]:
     return "", []
 
 
+def lone(ip: Any) -> Any:
+    return ip
+
+
 class Called:
     def __call__(self, ip: Any, cfg: Any = None) -> Any:
         return ip
 
 
-MAPPERS: dict[str, object] = {"identity": identity, "myAnswer": myAnswer, "Mapping": dict, "re": re, "object_": Called()}
-PROMPTERS: dict[str, object] = {"myPrompter": myPrompter, "yaml": yaml}
+MAPPERS: dict[str, object] = {
+    "identity": identity,
+    "myAnswer": myAnswer,
+    "Mapping": dict,
+    "re": re,
+    "object_": Called(),
+    "lone": lone,
+}
+PROMPTERS: dict[str, object] = {"myPrompter": myPrompter, "yaml": yaml, "lone": lone}
 
 Load = Callable[..., Config]
 

@@ -13,8 +13,10 @@ import jsonschema
 import pytest
 
 from proxy import config as configuration
+from proxy import dialects
 from proxy.config import Cerbere, Deadlines, Entry, Log, ModelRule, System, Target
 from proxy.errors import ConfigError
+from proxy.show import shown
 from tests import configs
 from tests.configs import (
     HERE,
@@ -182,8 +184,6 @@ mapping: {POST /f/*: {path: /g/*, in: [identity, myAnswer], stream: identity, st
 
 
 def test_auth_follows_the_dialect(load: Load) -> None:
-    from proxy import dialects
-
     def auth_of(lines: str) -> str:
         return load(with_target(lines)).targets["a"].auth
 
@@ -212,7 +212,8 @@ def test_a_users_function_beats_a_built_in_one() -> None:
 def test_merged_keys_are_found_at_their_line(load: Load) -> None:
     text = "targets:\n  default: a\n  a: &a\n    url: http://h\n    model: 5\n  b:\n    <<: *a\n    dialect: openai\n"
     assert faults(load, text)[:2] == [
-        "config.yaml:3: targets.a: needs a `mapping` (path by path) or a `dialect` (a whole API)",
+        "config.yaml:3: targets.a: needs a `mapping` (path by path), a `dialect` (a whole API)"
+        " or a `route` (all below it, passed through)",
         "config.yaml:5: targets.a.model: must be text on one line: put it in quotes",
     ]
     assert len(faults(load, text)) == 3, "and targets.b.model, once more in line 5"
@@ -263,6 +264,39 @@ def test_what_weakens_security_is_warned_of(load: Load) -> None:
     assert [warning.split(": ")[1] for warning in config.warnings] == ["targets.a.verify", "system.open_to"]
 
 
+@pytest.mark.parametrize(
+    ("url", "base"),
+    [
+        ("http://h/v1/chat/completions", "http://h/v1"),
+        ("http://h/v1/chat/completions/", "http://h/v1"),
+        ("http://h/completions", "http://h"),
+        ("http://h/v1/messages", "http://h/v1"),
+        ("http://h/v1/responses", "http://h/v1"),
+        ("http://h/v1/embeddings", "http://h/v1"),
+        ("http://h/v1beta/models/m:generateContent", "http://h/v1beta"),
+        ("http://h/v1beta/models/m:streamGenerateContent", "http://h/v1beta"),
+    ],
+)
+def test_a_url_that_ends_in_an_operation_is_warned_of(load: Load, url: str, base: str) -> None:
+    (warning,) = load(with_target(f"url: {url}\ndialect: openai")).warnings
+    assert warning == f"config.yaml:4: targets.a.url: ends in an operation: the base is {base}"
+    assert load(with_target(f"url: {url}\nmapping: {{/x: ''}}")).warnings == (), "joined as it is"
+    assert load(with_target(f"url: {base}\ndialect: openai")).warnings == ()
+
+
+def test_a_prompter_that_nobody_asks_is_warned_of(load: Load) -> None:
+    lines, more = "url: http://h\nprompter: chatml\ntemplate: T\ndialect: ", "templates: {T: }"
+    for dialect in ("openai", "responses", "anthropic", "gemini", "ollama"):
+        warnings = load(with_target(lines + dialect, more)).warnings
+        assert [warning.split(": ", 1)[1] for warning in warnings] == [
+            f"targets.a.{name}: has no effect: {dialect} takes messages, not a prompt" for name in ("prompter", "template")
+        ]
+    for dialect in ("tgi", "llamacpp"):
+        assert load(with_target(lines + dialect, more)).warnings == ()
+    own = lines + "openai\nmapping: {/x: {in: identity}}"
+    assert load(with_target(own, more)).warnings == (), "the user's mapper may ask it"
+
+
 def test_no_secret_stands_in_a_fault(load: Load) -> None:
     lines = 'url: https://user:hunter2@h\nkey: "hunter2\\n"\nheaders: {x: "hunter2\\n"}\nenvkey: K\nroute: /a'
     found = faults(load, with_target(lines, 'system: {masterkey: "hunter2 "}'), {"K": "hunter2\n"})
@@ -299,6 +333,16 @@ config.load(sys.argv[1], {"MOOLTIPROXY_KEY": "k"}, {}, {})
 assert not {"proxy.dialects.tgi", "proxy.dialects.anthropic", "jsonschema", "requests"} & set(sys.modules), "for a plain file"
 """
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "config.yaml")], cwd=HERE.parent, check=True)
+
+
+# --- for people
+
+
+def test_what_show_prints_has_no_blanks_at_the_ends_of_its_lines(load: Load) -> None:
+    for dialect in dialects.names():
+        lines = shown(load(with_target(f"url: http://h\ndialect: {dialect}")), {}, {}).splitlines()
+        assert lines == [line.rstrip() for line in lines]
+        assert dialect != "openai" or "    POST /v1/messages/count_tokens:" in lines, "answered by the proxy: it has no url"
 
 
 # --- for editors

@@ -37,10 +37,7 @@ WRONG = [
     {"authorization": "Bearer wrong"},
     {"authorization": RECEIVED},
     {"authorization": "Basic " + RECEIVED},
-    {"authorization": "Bearer"},
-    {"authorization": ""},
     {"authorization": f"Bearer {RECEIVED} x"},
-    {"x-api-key": ""},
     {"x-api-key": RECEIVED[:-1]},
     {"x-api-key": RECEIVED + "x"},
     {"x-api-key": RECEIVED.upper()},
@@ -64,18 +61,21 @@ def test_a_wrong_key_is_a_401_that_counts(headers: dict[str, str]) -> None:
     assert closes == [False, True]
 
 
-def test_a_missing_key_is_a_401_that_does_not_count() -> None:
+@pytest.mark.parametrize(
+    "headers", [{}, {"authorization": "Bearer"}, {"authorization": "Bearer "}, {"authorization": ""}, {"x-api-key": ""}]
+)
+def test_a_missing_key_is_a_401_that_does_not_count(headers: dict[str, str]) -> None:
     gate = keys(max_tries=1)
     for _ in range(5):
-        with pytest.raises(Refused) as caught:
-            gate.admit({}, "9.9.9.9")
+        with pytest.raises(Refused, match="missing") as caught:
+            gate.admit(headers, "9.9.9.9")
         assert caught.value.status == 401
         assert not caught.value.close
     assert gate.admit({"x-api-key": RECEIVED}, "9.9.9.9") == "master"
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"x-api-key": "w"}, {"authorization": "Bearer w"}, {"authorization": "Basic w"}, {"api-key": ""}]
+    "wrong", [{"x-api-key": "w"}, {"authorization": "Bearer w"}, {"authorization": "Basic w"}, {"api-key": "w"}]
 )
 def test_of_several_keys_all_must_be_right(wrong: dict[str, str]) -> None:
     right = {"x-goog-api-key": RECEIVED}

@@ -10,6 +10,7 @@ then, and only then, the request is sent once more on a new one.
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 import ssl
@@ -28,6 +29,8 @@ from requests.utils import get_encoding_from_headers
 from proxy.call import Waiting
 from proxy.errors import BackendError, BackendTimeout, ClientGone
 from proxy.http1 import HEAD_LIMIT, LAST_CHUNK, Dechunker, Fields, ProtocolError, body_length, enchunk, listed, parse_head
+
+logger = logging.getLogger(__name__)
 
 STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: (.*))?")
 PIECE = 64 * 1024  # bytes read at once
@@ -428,6 +431,7 @@ class Exchange(HTTPAdapter):
         except TimeoutError as fault:
             raise BackendTimeout("the backend could not be connected in time") from fault
         except (OSError, UnicodeError) as fault:  # UnicodeError: the host is no name that DNS can hold
+            logger.warning("cannot connect to %s:%d: %s", host, port, _reason(fault))  # the log may say where
             raise BackendError(f"the backend could not be connected: {_reason(fault)}") from fault
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

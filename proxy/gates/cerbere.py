@@ -7,6 +7,7 @@ by its /64, which is one customer's network.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import re
 import threading
 import time
@@ -16,6 +17,8 @@ from functools import lru_cache
 
 from proxy.config import Cerbere, Network
 from proxy.errors import Refused
+
+logger = logging.getLogger(__name__)
 
 WITH_PORT = re.compile(r"(?:([0-9.]+)|\[([^\]]+)\])(?::[0-9]+)?")
 TRACKED = 10_000  # addresses remembered at most; the one longest without a wrong key is forgotten first
@@ -71,7 +74,8 @@ class Gate:
                 del self._tries[who]
                 count = 0
         if count >= config.max_tries and not within(client, config.whitelist):
-            raise Refused("this address is banned: too many wrong keys", code="address_banned", close=True)
+            until = "until the proxy is restarted" if config.ban_s is None else f"for {config.ban_s:.0f} s"
+            raise Refused(f"this address is banned {until}: too many wrong keys", code="address_banned", close=True)
 
     def wrong_key(self, client: str) -> bool:
         """Counts; True when this one brought the ban."""
@@ -83,6 +87,9 @@ class Gate:
             self._tries[who] = (count, self._clock())
             while len(self._tries) > TRACKED:
                 self._tries.popitem(last=False)
+        if count == self._config.max_tries:
+            until = "until restart" if self._config.ban_s is None else f"for {self._config.ban_s:.0f} s"
+            logger.warning("%s is banned %s: %d wrong keys (cerbere.ban_s, cerbere.whitelist)", client, until, count)
         return count == self._config.max_tries
 
     def right_key(self, client: str) -> None:

@@ -13,18 +13,21 @@ from proxy.gates.cerbere import Gate, within
 OWN_HEADER = "x-mooltiproxy-key"  # beside an Authorization that is meant for the backend
 KEY_HEADERS = ("x-api-key", "x-goog-api-key", "api-key")
 ALL_HEADERS = frozenset({OWN_HEADER, "authorization", *KEY_HEADERS})
+HOW = "send it as `Authorization: Bearer …`, x-api-key or x-goog-api-key"
 CHALLENGE = (("www-authenticate", 'Bearer realm="mooltiproxy"'),)
 
 
 def offered(headers: Mapping[str, str]) -> list[str]:
-    """Every key that a request carries; a malformed Authorization counts as a wrong one."""
+    """Every key that a request carries; a malformed Authorization counts as a wrong one, an empty one as none."""
     if OWN_HEADER in headers:
-        return [headers[OWN_HEADER]]
-    keys = [headers[name] for name in KEY_HEADERS if name in headers]
+        return [headers[OWN_HEADER]] if headers[OWN_HEADER] else []
+    keys = [headers[name] for name in KEY_HEADERS if headers.get(name)]
     authorization = headers.get("authorization")
-    if authorization is not None:
+    if authorization:
         scheme, _, key = authorization.partition(" ")
-        keys.append(key.strip() if scheme.lower() == "bearer" else "")
+        key = key.strip()
+        if key or scheme.lower() != "bearer":
+            keys.append(key if scheme.lower() == "bearer" else "")
     return keys
 
 
@@ -49,7 +52,9 @@ class Keys:
         if self._open_to and within(client, self._open_to):
             return "open"
         if not keys:
-            raise Refused("a key is missing: send it as `Authorization: Bearer …`", status=401, headers=CHALLENGE)
+            empty = any(name in headers for name in ALL_HEADERS)
+            why = "the header is there, but empty; is MOOLTIPROXY_KEY set where you call from?" if empty else HOW
+            raise Refused(f"a key is missing: {why}", status=401, headers=CHALLENGE)
         banned = self._cerbere.wrong_key(client)
         raise Refused("the key is wrong", status=401, code="invalid_api_key", headers=CHALLENGE, close=banned)
 
