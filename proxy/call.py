@@ -78,6 +78,11 @@ class Waiting:
             if found:
                 return
 
+    def step_aside(self) -> None:
+        """From here on the call computes without a turn: something in it may take long, and others must not wait for it."""
+        if self._turn:
+            self._turn.give()
+
     def pausing(self) -> AbstractContextManager[None]:
         """Around what may block: the call's turn at computing is somebody else's meanwhile."""
         return self._turn or nullcontext()

@@ -131,14 +131,17 @@ class Generation:
             cfg["template"] = dict(self.config.templates[template])
         if prompter:
             cfg["prompter"] = self._prompter(prompter)
+        inward, outward, stream = (self._chain(names) for names in (entry.in_, entry.out, entry.stream))
+        functions = [step.function for step in (*inward, *outward, *stream)] + ([cfg["prompter"]] if prompter else [])
         return Endpoint(
             target=target,
             entry=entry,
             url=url,
             stream_url=stream_url,
-            inward=self._chain(entry.in_),
-            outward=self._chain(entry.out),
-            stream=self._chain(entry.stream),
+            inward=inward,
+            outward=outward,
+            stream=stream,
+            own=not all(function.__module__.startswith("proxy.") for function in functions),
             answer=self._chain((entry.answer,))[0] if entry.answer else None,
             before_url=before_url,
             before=self._chain((entry.before_in or "", entry.before_out or "")) if entry.before else (),

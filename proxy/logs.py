@@ -55,7 +55,7 @@ class CallRecord(logging.LogRecord):
 
 def escaped(text: str) -> str:
     """Control bytes as \\xNN: what a client sent cannot write lines or move a terminal's cursor."""
-    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    return text if text.isprintable() else CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 class TextFormatter(logging.Formatter):

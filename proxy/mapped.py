@@ -52,6 +52,8 @@ class Mapped:
         """Answers the request. Raises like `Relay.run`."""
         relay, call, endpoint = self._relay, self._call, self._endpoint
         body = relay.read_json()
+        if endpoint.own and call.waits:
+            call.waits.step_aside()
         if body is None and endpoint.inward and not relay.read():
             raise BadRequest("the body is empty, where JSON is wanted")
         self._debug("the client's request", relay.read())

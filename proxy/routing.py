@@ -61,6 +61,8 @@ def joined(url: str, path: str) -> str:
 
 def fill(path: str, params: Mapping[str, str], model: str | None) -> str:
     """An upstream path with its {placeholders} and its `*` filled in; {model} is the name that goes up."""
+    if "{" not in path and not path.endswith("/*"):
+        return path
     values = {**params, **({"model": model} if model else {})}
     for name, value in values.items():
         path = path.replace(f"{{{name}}}", quote(value, safe="/:@-._~"))

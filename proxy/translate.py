@@ -41,6 +41,7 @@ class Endpoint:
     before_url: str = ""  # of a call that comes first
     before: tuple[Step, ...] = ()  # what is asked there, and what its answer makes of the body
     cfg: Mapping[str, Any] = field(default_factory=dict)
+    own: bool = False  # a function of the user's is among them: nobody knows how long it takes
 
     @property
     def mapped(self) -> bool:

@@ -263,7 +263,7 @@ def frame(framing: str, event: Any) -> bytes:
     return dumps(event) + b"\n"
 
 
-USAGE = (b'"usage', b'"prompt_eval_count', b'"tokens_predicted')  # where the APIs' counts stand, the last ones in a body
+USAGE, OWN_COUNTS = b'"usage', (b'"prompt_eval_count', b'"tokens_predicted')  # where the APIs' counts stand
 TOKENS_IN = re.compile(
     rb'"(?:prompt_tokens|input_tokens|promptTokenCount|prompt_eval_count|tokens_evaluated)"\s*:\s*([0-9]{1,12})'
 )
@@ -274,10 +274,11 @@ TOKENS_OUT = re.compile(
 
 def usage_in(body: bytes) -> tuple[int | None, int | None]:
     """Tokens in and out as the end of a body tells them, in whatever API's words; for the log, without decoding anything."""
-    at = max(body.rfind(word) for word in USAGE)
+    at = body.rfind(USAGE)
     if at < 0:
-        return None, None
-    part = body[max(0, at - 200) :]  # the counts of one API stand in any order
-    found = [pattern.search(part) for pattern in (TOKENS_IN, TOKENS_OUT)]
-    counts = [int(match[1]) if match else None for match in found]
-    return counts[0], counts[1]
+        at = max(body.rfind(word) for word in OWN_COUNTS)
+        if at < 0:
+            return None, None
+        at = max(0, at - 200)  # the counts of one API stand in any order
+    tokens_in, tokens_out = TOKENS_IN.search(body, at), TOKENS_OUT.search(body, at)
+    return int(tokens_in[1]) if tokens_in else None, int(tokens_out[1]) if tokens_out else None
