@@ -123,4 +123,7 @@ class Waiting:
             waiting = b""
         if not waiting:
             raise ClientGone("the client closed the connection")
-        self._client = None
+        if GONE:
+            self._encrypted = True  # only its end counts from now on
+        else:
+            self._client = None

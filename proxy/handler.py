@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("proxy.call")
 
-REQUEST_LINE = re.compile(rf"({TOKEN.pattern}) (/[\x21-\x7e]*|https?://[\x21-\x7e]+|\*) HTTP/1\.([01])")
+REQUEST_LINE = re.compile(rf"({TOKEN.pattern}) (/[\x21\x22\x24-\x7e]*|https?://[\x21\x22\x24-\x7e]+|\*) HTTP/1\.([01])")
 OTHER_VERSION = re.compile(r"\S+ \S+ HTTP/[0-9]+\.[0-9]+")
 ONCE = ALL_HEADERS | {"target", "content-type", "host", "content-length", "transfer-encoding"}
 BARE_LF = re.compile(rb"(?<!\r)\n")
@@ -68,6 +68,8 @@ class Request:
                 raise ProtocolError("only HTTP/1.0 and HTTP/1.1 are spoken here", 505)
             raise ProtocolError("this is not an HTTP/1 request line with a method and a path")
         self.method, raw_target, minor = match.groups()
+        if self.method in ("TRACE", "TRACK", "CONNECT"):  # a backend's echo of its request would hold its key
+            raise ProtocolError("this method is not served", 501)
         self.headers = headers = _by_name(fields)
         self.chunks = minor == "1"  # the reply may be chunked
         self.keeps = self.chunks and ("connection" not in headers or "close" not in listed(headers["connection"]))
@@ -76,7 +78,7 @@ class Request:
         if not self.chunks and "transfer-encoding" in headers:
             raise ProtocolError("HTTP/1.0 has no Transfer-Encoding")
         length = body_length(headers.get("content-length"), headers.get("transfer-encoding"))
-        self.body = RequestBody(handler, length, headers.get("expect"))
+        self.body = RequestBody(handler, length, headers.get("expect") if self.chunks else None)
         self.path, self.query = split_target(raw_target)
 
 
@@ -238,6 +240,8 @@ class Handler(BaseHTTPRequestHandler):
             if self._answered_here(request, call, generation):
                 return
             call.key_name = generation.keys.admit(request.headers, client)
+            if call.key_name == "open" and _is_foreign(request.headers.get("origin")):
+                raise Refused("a web page needs a key here: this address is open to programs only", code="origin_refused")
             call.waits = Waiting(self.request, self.turn, self.encrypted)
             Relay(generation, call, request, self.reply, routed).run()
         except ClientGone:
@@ -316,13 +320,15 @@ class Handler(BaseHTTPRequestHandler):
         """
         left = until - time.monotonic()
         if left > 0:
-            if not self._patience_s * 0.98 <= left <= self._patience_s:
+            if self.encrypted:
+                self.request.settimeout(left)
+            elif not self._patience_s * 0.98 <= left <= self._patience_s:
                 self._patience_s = left
                 _set_timeout(self.request, socket.SO_RCVTIMEO, left)
             with self.turn:
                 try:
                     return self.request.recv(PIECE)
-                except (BlockingIOError, ssl.SSLWantReadError):
+                except (BlockingIOError, ssl.SSLWantReadError, TimeoutError):
                     pass
         raise BadRequest("the request did not come in time", status=408, close=True)
 
@@ -337,21 +343,28 @@ class Handler(BaseHTTPRequestHandler):
             pass
         with self.turn:
             try:
-                self.request.sendall(data)
-            except (BlockingIOError, ssl.SSLWantWriteError):
+                if self.encrypted:
+                    self.request.settimeout(self.server.generation.config.system.deadlines.body)
+                for at in range(0, len(data), PIECE) if self.encrypted else ():
+                    self.request.sendall(data[at : at + PIECE])
+                if not self.encrypted:
+                    self.request.sendall(data)
+            except (BlockingIOError, ssl.SSLWantWriteError, TimeoutError):
                 raise ClientGone("the client does not read its answer") from None
 
     def _read_head(self) -> bytes | None:
         """A header block without its end; None when the connection ends between two requests."""
         deadlines = self.server.generation.config.system.deadlines
         until = time.monotonic() + (deadlines.header if self._first or self.buffer else deadlines.idle)
-        while (end := self.buffer.find(b"\r\n\r\n")) < 0:
+        begun, seen = bool(self.buffer), 0  # what has been looked through is not looked through again
+        while (end := self.buffer.find(b"\r\n\r\n", max(0, seen - 3))) < 0:
             if len(self.buffer) > HEAD_LIMIT:
                 raise ProtocolError("the header is too long", 431)
             if len(self.buffer) > LINE_LIMIT and b"\r\n" not in self.buffer[: LINE_LIMIT + 2]:
                 raise ProtocolError("the request line is too long", 414)
-            if BARE_LF.search(self.buffer):
+            if BARE_LF.search(self.buffer, max(0, seen - 1)):
                 raise ProtocolError("a line that does not end in CRLF")
+            seen = len(self.buffer)
             try:
                 data = self.receive(until)
             except BadRequest:
@@ -362,7 +375,8 @@ class Handler(BaseHTTPRequestHandler):
                 if self.buffer.strip(b"\r\n"):
                     raise ProtocolError("the connection ended inside the header")
                 return None
-            if not self.buffer:
+            if not begun:
+                begun = True
                 until = min(until, time.monotonic() + deadlines.header) if self._first else time.monotonic() + deadlines.header
                 data = data.removeprefix(b"\r\n")  # an empty line before a request is tolerated, once
                 self.busy = True
@@ -374,7 +388,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _handshake(self) -> None:
         assert isinstance(self.request, ssl.SSLSocket)
-        _set_timeout(self.request, socket.SO_RCVTIMEO, self.server.generation.config.system.deadlines.header)
+        self.request.settimeout(self.server.generation.config.system.deadlines.header)  # of all of it, not of each read
         self.request.do_handshake()
 
     def _linger(self) -> None:
@@ -501,6 +515,12 @@ def _preflight(headers: Mapping[str, str]) -> Fields:
         ("access-control-max-age", "600"),
         *([] if "origin" in headers else [("access-control-allow-origin", "*")]),
     ]
+
+
+def _is_foreign(origin: str | None) -> bool:
+    """Whether a web page of another machine asks; extensions and desktop apps have schemes of their own."""
+    scheme, _, host = (origin or "").partition("://")
+    return origin == "null" or (scheme in ("http", "https") and not _is_local(host))
 
 
 LOCAL_NAMES = ("localhost", "::1")

@@ -40,7 +40,7 @@ def _field_name(raw: str) -> str:
         if not TOKEN.fullmatch(raw):
             raise ProtocolError("a header field's name is not a token")
         name = raw.lower()
-        if len(_good_names) < 1000:
+        if len(_good_names) < 1000 and len(raw) <= 64:
             _good_names[raw] = name
     return name
 

@@ -88,7 +88,9 @@ class JsonFormatter(logging.Formatter):
         }
         call = getattr(record, "call", None)
         if call is not None:
-            facts.update({name: getattr(call, name) for name in CALL_FACTS})
+            facts.update(
+                {name: value[:1000] if isinstance(value := getattr(call, name), str) else value for name in CALL_FACTS}
+            )
             facts["ms"] = round(call.elapsed_s() * 1000, 1)
             facts.update(tokens_in=call.tokens_in, tokens_out=call.tokens_out)
             if call.error:

@@ -11,11 +11,12 @@ import json
 import logging
 import queue
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from proxy.errors import ProxyError
+from proxy.errors import BadRequest, ProxyError
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ NEUTRAL = {"n": 1, "temperature": 1, "top_p": 1, "presence_penalty": 0, "frequen
 OPAQUE = frozenset({"parameters", "input_schema", "schema", "input", "args", "parametersJsonSchema", "responseSchema"})
 DEPTH = 6  # deeper than this a value counts as one
 SHAPES = 2000  # remembered at most
+LOOKED_S = 2.0  # a body that takes longer to look through has more fields than any client's
 WAITING = 64  # shapes in the queue at most: a shape that finds it full is looked at when it comes again
 
 
@@ -69,6 +71,8 @@ class Ledger:
             key, body, mapped, name = self._queue.get()
             try:
                 self._learn(key, body, mapped, name)
+            except BadRequest as fault:
+                logger.warning("%s: %s", name, fault)
             except Exception:
                 logger.exception("what %s loses could not be found out", name)
 
@@ -79,18 +83,26 @@ class Ledger:
             while len(self._known) > SHAPES:
                 self._known.popitem(last=False)
         if lost:
-            logger.warning("%s loses %s", name, ", ".join(lost))
+            logger.warning("%s loses %s", name, listed(lost))
         return lost
+
+
+def listed(lost: tuple[str, ...]) -> str:
+    """The first of the paths, for a log line or a header."""
+    return ", ".join(path[:100] for path in lost[:30]) + (", …" if len(lost) > 30 else "")
 
 
 def lost_paths(body: Any, mapped: Mapped) -> Iterator[str]:
     """The outermost paths whose removal changes nothing that `mapped` gives: `$.logit_bias`, `$.messages[*].name`."""
+    until = time.monotonic() + LOOKED_S
     whole = _sent(mapped, body)
     if whole is None:
         return
     told: set[str] = set()
     stack: list[Path] = [(name,) for name in body] if isinstance(body, dict) else []
     while stack:
+        if time.monotonic() > until:
+            raise BadRequest("the request has too many fields to find out which of them are lost")
         path = stack.pop(0)
         value = _at(body, path)
         name = _shown(path)

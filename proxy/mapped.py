@@ -207,5 +207,10 @@ class Mapped:
         if call.model_served and call.model_served != call.model_asked:
             own.append(("x-mooltiproxy-model", header_safe(call.model_served)))
         if call.lost:
-            own.append(("x-mooltiproxy-lost", header_safe(", ".join(call.lost))))
+            own.append(
+                (
+                    "x-mooltiproxy-lost",
+                    header_safe(", ".join([path[:100] for path in call.lost[:30]] + ["..."] * (len(call.lost) > 30))),
+                )
+            )
         return own

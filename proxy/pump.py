@@ -114,6 +114,11 @@ class Pump:
             job.ended.acquire()
         if job.fault is not None:
             body.close()
+            if job.waiting and not isinstance(job.fault, ClientGone):  # what is told next must not stand inside a chunk
+                try:
+                    client.sendall(job.waiting)
+                except OSError:
+                    raise ClientGone("the client does not read its answer") from None
             raise job.fault
         return job.tail
 

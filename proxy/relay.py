@@ -39,7 +39,7 @@ HELD = 256 * 1024  # bytes of a request body that is held whatever it is, so tha
 HOPS = 5  # redirects followed
 METHOD_CHANGES = {301: ("POST",), 302: ("POST",), 303: ("POST", "PUT", "PATCH", "DELETE")}
 ASKS_STREAM = re.compile(rb'"stream"\s*:\s*true')
-MODEL = re.compile(rb'("model"\s*:\s*)"(?:[^"\\]|\\.)*"')
+MODEL = re.compile(rb'("model"\s*:\s*)"(?:[^"\\]|\\.){0,2000}"')  # bounded: each turn of a repeated group costs 150 bytes
 
 
 class Relay:
@@ -131,7 +131,8 @@ class Relay:
         raise BackendError(f"the backend redirects more than {HOPS} times")
 
     def url(self, endpoint: Endpoint, url: str, params: Mapping[str, str], model: str | None) -> str:
-        url = fill(url, params, model)
+        if endpoint.entry.origin != "route":  # that one ends in the client's own path, whose braces are no placeholders
+            url = fill(url, params, model)
         query = self.call.query
         if endpoint.mapped and endpoint.entry.origin == "dialect":
             query = ""  # it belongs to the client's API
@@ -176,7 +177,7 @@ class Relay:
                 body = self._with_model(body, choice.model)
                 if body and "model" in params:  # Gemini's batches name the path's model in each request once more
                     body = body.replace(*(wire.dumps(f"models/{name}") for name in (params["model"], choice.model)))
-            elif "{model}" in endpoint.url and "model" not in params:
+            elif endpoint.entry.origin != "route" and "{model}" in endpoint.url and "model" not in params:
                 self._sent_model = self.asked(self.read_json())
         else:
             body = request.body.pieces()
@@ -202,7 +203,8 @@ class Relay:
             return raw
         self._renamed, self._sent_model, self.call.model_served = True, model, model
         spliced, times = MODEL.subn(lambda match: match[1] + wire.dumps(model), raw)
-        return spliced if times == 1 else wire.dumps({**body, "model": model})
+        safe = times == 1 and len(asked) <= 128 and b"\\u00" not in raw  # an escaped name would hide the one that counts
+        return spliced if safe else wire.dumps({**body, "model": model})
 
     def _relay_bytes(self, answer: requests.Response, endpoint: Endpoint) -> None:
         status, reply = answer.status_code, self.reply
@@ -357,10 +359,16 @@ def _told(events: Iterator[Any]) -> Iterator[Any]:
 
 
 def _whole_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
+    held: list[bytes] = []
+    size = 0
     for piece in pieces:
-        lines, newline, rest = (rest + piece).rpartition(b"\n")
-        if newline:
-            yield from (lines + newline).splitlines(keepends=True)
-    if rest:
-        yield rest
+        end = piece.rfind(b"\n") + 1
+        if end:
+            yield from b"".join((*held, piece[:end])).splitlines(keepends=True)
+            held, size, piece = [], 0, piece[end:]
+        held.append(piece)
+        size += len(piece)
+        if size > wire.EVENT_LIMIT:
+            raise BackendError(f"the backend sent a line of more than {wire.EVENT_LIMIT} bytes")
+    if size:
+        yield b"".join(held)

@@ -10,9 +10,10 @@ from urllib.parse import quote, unquote, urlsplit
 
 from proxy.config import Config, Entry, ModelRule, Target
 from proxy.dialects import compile_path, load
-from proxy.errors import Refused
+from proxy.errors import BadRequest, Refused
 
 BEHIND_HOST = re.compile(r"[/?].*", re.DOTALL)  # urlsplit raises on odd hosts
+NAME_LIMIT = 512  # characters of what a placeholder stands for; a body can hold a model of any length
 VERSION = re.compile(r"/v[0-9]+(?:alpha|beta)?[0-9]*(?=/|$)")
 
 
@@ -65,7 +66,10 @@ def fill(path: str, params: Mapping[str, str], model: str | None) -> str:
         return path
     values = {**params, **({"model": model} if model else {})}
     for name, value in values.items():
-        path = path.replace(f"{{{name}}}", quote(value, safe="/:@-._~"))
+        if f"{{{name}}}" in path:
+            if len(value) > NAME_LIMIT or not is_safe("/" + value) or not value.isprintable():
+                raise BadRequest(f"{name} is no name that a path can hold", param=name)
+            path = path.replace(f"{{{name}}}", quote(value, safe="/:@-._~"))
     if path.endswith("/*"):
         path = path[:-1] + params.get("rest", "")
     return path

@@ -94,9 +94,9 @@ class _Once(json.JSONDecoder):
 def _object_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadRequest(f"the body has the field {twice!r} twice", param=twice)
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise BadRequest(f"the body has the field {twice[:100]!r} twice", param=twice[:100])
     return value
 
 
@@ -120,9 +120,17 @@ def _decode(data: bytes) -> Any:
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Lines without their ends, as they become whole; a CR at the very end waits for a possible LF."""
-    rest = b""
+    parts: list[bytes] = []  # of a line that has not ended
+    rest, size = b"", 0
     for chunk in chunks:
-        rest += chunk
+        if b"\n" not in chunk and b"\r" not in chunk and not rest.endswith(b"\r"):  # joined once, not with every piece
+            parts.append(chunk)
+            size += len(chunk)
+            if len(rest) + size > EVENT_LIMIT:
+                raise BackendError(f"the backend sent a line of more than {EVENT_LIMIT} bytes")
+            continue
+        rest = b"".join((rest, *parts, chunk))
+        parts, size = [], 0
         if b"\r" not in rest:  # the common case, without a regular expression
             *whole, rest = rest.split(b"\n")
         else:
@@ -132,6 +140,7 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield from whole
         if len(rest) > EVENT_LIMIT:
             raise BackendError(f"the backend sent a line of more than {EVENT_LIMIT} bytes")
+    rest = b"".join((rest, *parts))
     if rest:
         yield rest.rstrip(b"\r")
 

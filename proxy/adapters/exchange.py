@@ -405,7 +405,7 @@ class Exchange(HTTPAdapter):
             port = parts.port or (443 if parts.scheme == "https" else 80)
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             found = ((parts.scheme, parts.hostname or "", port), path)
-            if len(self._places) < 1000:
+            if len(self._places) < 1000 and len(url) <= 1000:
                 self._places[url] = found
         return found
 

@@ -18,6 +18,7 @@ from requests.structures import CaseInsensitiveDict
 from urllib3.util import SKIP_HEADER
 
 from proxy.adapters.exchange import IDLE_CONNECTIONS, PIECE, Answer, Body
+from proxy.call import Waiting
 from proxy.errors import BackendError, BackendTimeout, map_errors
 
 Faults = tuple[tuple[type[BaseException], type[BackendError], str], ...]  # the first that fits counts
@@ -55,6 +56,7 @@ class Received(Body):
         self.fields = [(name.lower(), value) for name, value in received.headers.items()]  # several of a name stay several
         self.conn, self.decode_content, self._ahead = None, False, b""
         self._received = received
+        self.waiting = Waiting(None)
 
     def patience(self, read_s: float) -> None:
         """How long a piece may take from now on; a connection that ends with the answer keeps what it had."""
@@ -65,7 +67,7 @@ class Received(Body):
     def read1(self) -> bytes:
         """The next piece, b"" at the end. Raises BackendError when the answer is cut off, BackendTimeout."""
         try:
-            with mapped(READING):
+            with mapped(READING), self.waiting.pausing():
                 return self._received.read1(PIECE, decode_content=False) or b""
         except BackendError:
             self.close()
@@ -103,10 +105,12 @@ class Outbound(HTTPAdapter):
         """
         read_s = float(timeout[1] if isinstance(timeout, tuple) else timeout or 30.0)
         first_s = min(read_s, getattr(request, "first_byte_s", read_s))
-        with mapped(SENDING):
+        waiting: Waiting = getattr(request, "waiting", None) or Waiting(None)
+        with mapped(SENDING), waiting.pausing():
             answer = super().send(_framed(request), True, (self._connect_s, first_s), self._verify, self._cert, self._proxies)
         answer.request = request
         assert isinstance(answer.raw, Received)
+        answer.raw.waiting = waiting
         answer.raw.patience(read_s)
         if answer.status_code == 407:
             answer.close()

@@ -116,6 +116,7 @@ def mapper(name: str) -> Mapper | None:
     return found if callable(found) else None
 
 
+@lru_cache(maxsize=None)  # the paths of routes and of the configuration, never a client's
 def compile_path(path: str) -> re.Pattern[str]:
     """`/v1/models/{model}:go` and `/files/*` as patterns.
 

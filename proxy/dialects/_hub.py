@@ -225,7 +225,7 @@ def tool_name(tool: Json) -> str | None:
 def canonical_messages(messages: Any, own: bool = False) -> list[Json]:
     """Messages → canonical ones: legacy function turns become tool turns, ids that are missing are made up (alike on both)."""
     out: list[Json] = []
-    pending: list[tuple[str, str | None]] = []  # (id, function name) of calls without a result so far
+    pending: dict[str, str | None] = {}  # id → function name of calls without a result so far
     for i, message in enumerate(messages):
         if not isinstance(message, dict):
             raise BadRequest(f"messages[{i}] must be an object", param=f"messages[{i}]")
@@ -234,7 +234,7 @@ def canonical_messages(messages: Any, own: bool = False) -> list[Json]:
             raise BadRequest(f"messages[{i}].role must be one of {', '.join(sorted(ROLES))}", param=f"messages[{i}].role")
         if role == "assistant":
             message = _assistant_message(message, i, own)
-            pending += [(call["id"], tool_name(call)) for call in message.get("tool_calls") or ()]
+            pending.update((call["id"], tool_name(call)) for call in message.get("tool_calls") or ())
         elif role in ("tool", "function"):
             message = _tool_message(message, i, pending)
         content = _canonical_content(message, i, own)
@@ -335,18 +335,19 @@ def _canonical_call(call: Any, i: int, j: int, own: bool) -> Json:
     return {**kept, "id": call_id or f"call_{i}_{j}", "type": "function", "function": function}
 
 
-def _tool_message(message: Json, i: int, pending: list[tuple[str, str | None]]) -> Json:
+def _tool_message(message: Json, i: int, pending: dict[str, str | None]) -> Json:
     """A result finds its call by id; without one, by name (legacy functions), else it belongs to the oldest open call."""
     call_id = message.get("tool_call_id")
     if call_id is not None and not isinstance(call_id, str):
         expect(call_id, "str", f"messages[{i}].tool_call_id")
     if not call_id:
-        named = [entry[0] for entry in pending if entry[1] == message.get("name")] if message.get("name") else []
-        call_id = next(iter(named or [entry[0] for entry in pending]), None)
+        wanted = message.get("name")
+        named = next((known for known, name in pending.items() if wanted and name == wanted), None)
+        call_id = named or next(iter(pending), None)
         if call_id is None:
             raise BadRequest(f"messages[{i}].tool_call_id is missing", param=f"messages[{i}].tool_call_id")
         message = {**message, "tool_call_id": call_id}
-    pending[:] = [entry for entry in pending if entry[0] != call_id]
+    pending.pop(call_id, None)
     if message["role"] == "function":
         message = {name: value for name, value in message.items() if name != "name"}
         message["role"] = "tool"
