@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def connect(arguments: argparse.Namespace) -> int:
     if arguments.name is None:
         print(clients.listing())
         return 0
-    config = configuration.load(arguments.config, environment(), functions("mappers"), functions("prompters"))
+    loaded = configuration.load(arguments.config, environment(), functions("mappers"), functions("prompters"))
+    config = _overridden(loaded, arguments)
     url = banner.address(config, config.system.host, config.system.port)
     print(clients.lines(arguments.name, config, url, banner.key(config), arguments.target, arguments.model))
     return 0
@@ -104,7 +106,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {"serve": serve, "
 # --- what the commands share
 def environment() -> dict[str, str]:
     """The environment, with what `.env` of the working directory adds to it."""
-    return {**configuration.read_env_file(ENV_FILE, os.environ), **os.environ}
+    return configuration.read_env_file(ENV_FILE, os.environ)
 
 
 def functions(name: str) -> Mapping[str, Any]:
@@ -145,8 +147,6 @@ def _config(arguments: argparse.Namespace, mappers: Mapping[str, Any], prompters
 
 
 def _overridden(config: Config, arguments: argparse.Namespace) -> Config:
-    from dataclasses import replace
-
     given = {"host": arguments.host, "port": arguments.port, "debug": arguments.debug or None}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return replace(config, system=replace(config.system, **changes)) if changes else config

@@ -86,7 +86,6 @@ class Entry:
     template: str | None = None
     line: int = 0  # in the config file, of this entry or of the `dialect:` that it comes from
     origin: str = "mapping"  # mapping | dialect
-    front: str | None = None  # serves this API's clients only
     unsupported: bool = False  # the backend's API has no such operation: 501
 
 
@@ -138,9 +137,9 @@ class Config:
     file: str | None = None
     master_key: str = field(default="", repr=False)  # of system.masterkey, else MOOLTIPROXY_KEY; never empty after load()
     warnings: tuple[str, ...] = ()  # what the banner must say: a masterkey in the file, a key in the file
-    raw: Any = field(default=None, repr=False)  # the Source; never read past this file but by `check --show`
 
 
+CERTIFICATE, PRIVATE_KEY = "certificates/cert.pem", "certificates/key.pem"  # what `ssl: true` serves with
 Functions = Mapping[str, object]  # the names of the user's module
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 

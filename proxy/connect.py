@@ -5,16 +5,15 @@ clients.yaml has an entry for each client. No secret is ever shown: the lines ta
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from proxy.banner import model as known_model
-from proxy.config import Config, Target
+from proxy.config import CERTIFICATE, Config, Target
 from proxy.errors import ConfigError
+from proxy.kinds import meant
 
-CERTIFICATE = "certificates/cert.pem"
 TRUST = (
     "NODE_EXTRA_CA_CERTS",
     "SSL_CERT_FILE",
@@ -44,10 +43,10 @@ def lines(name: str, config: Config, url: str, key: str, wanted: str | None = No
     """
     known = clients()
     if name not in known:
-        raise ConfigError([f"connect: no client {name!r}{_meant(name, known)}; there are {', '.join(known)}"])
+        raise ConfigError([f"connect: no client {name!r}{meant(name, known)}; there are {', '.join(known)}"])
     target = config.targets.get(wanted or config.default)
     if target is None:
-        raise ConfigError([f"--target: no target {wanted!r}{_meant(wanted or '', config.targets)}"])
+        raise ConfigError([f"--target: no target {wanted!r}{meant(wanted or '', config.targets)}"])
     asked = model or known_model(config, target) or UNKNOWN_MODEL
     found = any(rule.pattern == asked and rule.target == target.name for rule in config.models)
     by_header = target.name != config.default and not target.route and not found
@@ -79,11 +78,6 @@ def _first(what: str, config: Config, target: Target, model: str, key: str) -> l
 def _filled(text: str, fields: Mapping[str, str | None]) -> list[str]:
     absent = [f"%({name})s" for name, value in fields.items() if value is None]
     return [line % fields for line in text.splitlines() if not any(field in line for field in absent)]
-
-
-def _meant(name: str, names: Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(name, names, 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _no_header(name: str, target: Target) -> str:

@@ -26,7 +26,7 @@ def expand(target: Target, front: str, exists: Callable[[str], bool], aliases: b
         prompted = target.prompter is not None
         mapped = (_mapped(route, client, own, exists, prompted) for route in client.routes)
         entries += [entry for entry in mapped if (entry.method, entry.key) not in taken]
-    return [replace(entry, origin="dialect", line=target.line, front=front) for entry in entries]
+    return [replace(entry, origin="dialect", line=target.line) for entry in entries]
 
 
 def _relative(path: str, own: Dialect) -> str:

@@ -60,8 +60,8 @@ class Generation:
         found = place.mapping.find(method, path)
         if found is None and place.target.dialect:
             paths = place.expanded.get(front)
-            if paths is None:  # two calls at once build the same
-                paths = place.expanded[front] = self.expansion(place, front)
+            if paths is None:  # two calls at once build the same, and both take what is kept: the ledger knows endpoints by id
+                paths = place.expanded.setdefault(front, self.expansion(place, front))
             found = paths.find(method, path)
         if found is None and place.passes and is_safe(path):
             return self._endpoint(place.target, PASSED, joined(place.target.url, path), "", []), {}

@@ -34,11 +34,11 @@ from proxy.http1 import (
     listed,
     parse_head,
 )
-from proxy.logs import CallRecord
+from proxy.logs import CallRecord, usage_in
 from proxy.relay import Relay
 from proxy.routing import split_target
 from proxy.turns import Turn
-from proxy.wire import dumps, usage_in
+from proxy.wire import dumps
 
 if TYPE_CHECKING:
     from proxy.generation import Generation

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
-import queue
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,13 +32,16 @@ WAITING = 64  # shapes in the queue at most: a shape that finds it full is looke
 
 
 class Ledger:
-    """What each shape of request loses at each endpoint. Thread-safe: the lock guards what is known."""
+    """What each shape of request loses at each endpoint. Thread-safe: the lock guards all of it.
+
+    The thread ends when nothing waits, so that a ledger of before a reload leaves none behind.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._known: OrderedDict[tuple[int, int], tuple[str, ...] | None] = OrderedDict()  # None: being looked at
-        self._queue: queue.Queue[tuple[tuple[int, int], Any, Mapped, str]] = queue.Queue(WAITING)
-        self._started = False
+        self._queue: deque[tuple[tuple[int, int], Any, Mapped, str]] = deque()
+        self._works = False
 
     def lost(self, endpoint: object, name: str, body: Any, mapped: Mapped, now: bool = False) -> tuple[str, ...]:
         """The lost paths, as far as they are known; `now` waits for the truth. `name` is for the log."""
@@ -57,18 +59,22 @@ class Ledger:
 
     def _ask(self, key: tuple[int, int], body: Any, mapped: Mapped, name: str) -> None:
         with self._lock:
-            if not self._started:
-                self._started = True
-                threading.Thread(target=self._work, name="losses", daemon=True).start()
-            try:
-                self._queue.put_nowait((key, body, mapped, name))
-            except queue.Full:
+            if len(self._queue) >= WAITING:
                 return
+            self._queue.append((key, body, mapped, name))
             self._known[key] = None
+            if self._works:
+                return
+            self._works = True
+        threading.Thread(target=self._work, name="losses", daemon=True).start()
 
     def _work(self) -> None:
         while True:
-            key, body, mapped, name = self._queue.get()
+            with self._lock:
+                if not self._queue:
+                    self._works = False
+                    return
+                key, body, mapped, name = self._queue.popleft()
             try:
                 self._learn(key, body, mapped, name)
             except BadRequest as fault:
@@ -116,10 +122,10 @@ def lost_paths(body: Any, mapped: Mapped) -> Iterator[str]:
 
 
 def _sent(mapped: Mapped, body: Any) -> str | None:
-    """What would be sent, None when the mappers refuse: what they cannot do without is not lost."""
+    """What would be sent, None when the mappers refuse, or give no JSON: what they cannot do without is not lost."""
     try:
         return json.dumps(mapped(body), sort_keys=True)
-    except ProxyError:
+    except (ProxyError, TypeError, ValueError, RecursionError):
         return None
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 UNWRITABLE = (TypeError, ValueError, RecursionError)  # what writing JSON raises
+LOOKED_THROUGH = 1024 * 1024  # bytes of a body that waits to be looked through for losses
 DEBUG_SHOWN = 16 * 1024  # characters of a body in the debug log
 
 
@@ -65,7 +66,8 @@ class Mapped:
         model = self._choice.model or asked
         call.streams = stream = self._translation.wants_stream(body)
         mapped = self._translation.request(body, stream, params, call.query, model)
-        if endpoint.inward and endpoint.target.on_loss != "allow":
+        small = len(relay.read()) <= LOOKED_THROUGH
+        if endpoint.inward and endpoint.target.on_loss != "allow" and (small or endpoint.target.on_loss == "reject"):
             self._look_at_losses(body)
         if endpoint.answer:
             self._reply.json(200, self._translation.own_answer(mapped))
@@ -162,7 +164,7 @@ class Mapped:
             yield event
 
     def _events(self, events: Iterator[Any], fields: Fields) -> None:
-        """Events → the client's stream; a broken one was already told as the API's error event when it raises here."""
+        """Events → the client's stream. Its grammar has told a break that raises here; without one `Relay.run` tells it."""
         reply, front, call = self._reply, load(self._call.front), self._call
         framing = front.framing(call.query)
         if not reply.started:
@@ -175,7 +177,7 @@ class Mapped:
         except ProxyError as error:
             call.error, call.error_source = error.message, error.source
             reply.handler.close_connection = True
-            if error.status == 499:
+            if error.status == 499 or not self._translation.has_grammar:
                 raise
         reply.end()
 

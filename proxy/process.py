@@ -7,10 +7,11 @@ import logging
 logger = logging.getLogger(__name__)
 
 SPARE_FILES = 32  # file descriptors that are not for clients
+FILES_A_CALL = 2  # one to the client, one to the backend
 
 
 def file_limit() -> int:
-    """How many connections the file descriptors are enough for; the soft limit is raised to the hard one."""
+    """How many clients the file descriptors are enough for; the soft limit is raised to the hard one."""
     try:
         import resource
     except ImportError:  # Windows
@@ -22,7 +23,7 @@ def file_limit() -> int:
             soft = hard
         except (OSError, ValueError):
             logger.debug("the limit of open files stays at %d", soft)
-    return max(8, soft - SPARE_FILES) if soft != resource.RLIM_INFINITY else 100_000
+    return max(8, (soft - SPARE_FILES) // FILES_A_CALL) if soft != resource.RLIM_INFINITY else 100_000
 
 
 def give_back_memory() -> None:

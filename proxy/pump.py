@@ -38,7 +38,7 @@ LOOK_S = 1.0  # how often silence is looked for
 
 def suits(body: Body, client: socket.socket) -> bool:
     """Whether the pump can take a stream over: both ends plain sockets, and an epoll."""
-    conn = getattr(body, "conn", None)
+    conn = body.conn
     return AVAILABLE and conn is not None and not conn.encrypted and not isinstance(client, ssl.SSLSocket)
 
 
@@ -136,22 +136,28 @@ class Pump:
         looked = time.monotonic()
         while True:
             for fd, events in epoll.poll(LOOK_S, 256):
-                job = self._jobs.get(fd)
-                if fd == self._wake_r.fileno():
-                    self._welcome(epoll)
-                elif job is None or job.over:
-                    continue
-                elif fd == job.source:
-                    self._read(job, epoll)
-                elif events & (select.EPOLLHUP | select.EPOLLRDHUP | select.EPOLLERR):
-                    self._end(job, ClientGone("the client closed the connection"))
-                else:
-                    self._write(job, epoll)
+                try:
+                    self._serve(fd, events, epoll)
+                except Exception:  # the other streams go on
+                    logger.exception("an error of the proxy itself in a stream")
             now = time.monotonic()
             if now - looked >= LOOK_S:
                 looked = now
                 for job in list(self._jobs.values()):
                     self._check_time(job, now)
+
+    def _serve(self, fd: int, events: int, epoll: select.epoll) -> None:
+        job = self._jobs.get(fd)
+        if fd == self._wake_r.fileno():
+            self._welcome(epoll)
+        elif job is None or job.over:
+            return
+        elif fd == job.source:
+            self._read(job, epoll)
+        elif events & (select.EPOLLHUP | select.EPOLLRDHUP | select.EPOLLERR):
+            self._end(job, ClientGone("the client closed the connection"))
+        else:
+            self._write(job, epoll)
 
     def _welcome(self, epoll: select.epoll) -> None:
         self._wake_r.recv(4096)

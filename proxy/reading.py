@@ -13,6 +13,8 @@ from voluptuous import Invalid
 
 from proxy import dialects
 from proxy.config import (
+    CERTIFICATE,
+    PRIVATE_KEY,
     Cerbere,
     Config,
     Deadlines,
@@ -36,7 +38,6 @@ MAKE_A_KEY = (
 )
 PROMPTS = "proxy.prompts"  # imported when a prompter is named
 OWN_PATHS = ("/healthz",)
-CERTIFICATES = ("certificates/cert.pem", "certificates/key.pem")
 NOT_SETTABLE = frozenset(
     ["connection", "content-length", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"]
 )  # headers that frame a message
@@ -134,7 +135,6 @@ class _Reading:
             file=self.source.file,
             master_key=self._master_key(system),
             warnings=tuple(self.warnings),
-            raw=self.source,
         )
 
     def listed(self) -> list[str]:
@@ -175,7 +175,7 @@ class _Reading:
             }
         )
         if system.ssl:
-            for file in CERTIFICATES:
+            for file in (CERTIFICATE, PRIVATE_KEY):
                 self._file(("system", "ssl"), file)
         if system.client_ca:
             self._file(("system", "client_ca"), system.client_ca)

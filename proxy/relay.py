@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
@@ -18,7 +18,7 @@ from proxy import wire
 from proxy.answers import ANSWER_LIMIT, CODINGS, ERROR_LIMIT, STREAMS, decoded, field_of, kind_of, read_all, scrubbed
 from proxy.call import Call
 from proxy.config import Target
-from proxy.dialects import load, path_params
+from proxy.dialects import load, path_params, told
 from proxy.dialects._seal import SEALED, unsealed
 from proxy.errors import BackendError, ProxyError, Refused
 from proxy.gates.keys import ALL_HEADERS
@@ -35,11 +35,11 @@ NOT_UP = HOP_BY_HOP | ALL_HEADERS | {"host", "content-length", "cookie", "target
 WHO_ASKS = {"forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"}  # not the backend's to know
 NOT_UP |= WHO_ASKS
 NOT_DOWN = HOP_BY_HOP | {"content-length", "server", "date", "x-request-id", "alt-svc", "strict-transport-security"}
+READABLE = ("gzip", "deflate", "identity")
 HELD = 256 * 1024  # bytes of a request body that is held whatever it is, so that it can be sent again
 HOPS = 5  # redirects followed
 METHOD_CHANGES = {301: ("POST",), 302: ("POST",), 303: ("POST", "PUT", "PATCH", "DELETE")}
 ASKS_STREAM = re.compile(rb'"stream"\s*:\s*true')
-MODEL = re.compile(rb'("model"\s*:\s*)"(?:[^"\\]|\\.){0,2000}"')  # bounded: each turn of a repeated group costs 150 bytes
 
 
 class Relay:
@@ -159,6 +159,9 @@ class Relay:
                 and not name.startswith("x-mooltiproxy")
                 and not keys.stands_in(value)
             }
+            if "accept-encoding" in headers:  # what comes back must be readable here: an error may quote the key
+                known = [coding for coding in listed(headers["accept-encoding"]) if coding.partition(";")[0] in READABLE]
+                headers["accept-encoding"] = ", ".join(known) or "identity"
         if place.target.auth == "passthrough":
             headers.update(keys.passed_through(given))
         headers.update(place.static_headers)
@@ -172,8 +175,8 @@ class Relay:
             body = self.read() or (b"" if request.body.length != 0 or "content-length" in request.headers else None)
             if body and SEALED in body and endpoint.target.dialect == call.front:
                 self._raw = body = unsealed(call.front, body)
-            call.streams = bool(body) and ASKS_STREAM.search(body) is not None
-            if choice.model and self._is_json():
+            call.streams = bool(body) and _asks_stream(body)
+            if choice.model and (self._is_json() or (body or b"").lstrip()[:1] == b"{"):
                 body = self._with_model(body, choice.model)
                 if body and "model" in params:  # Gemini's batches name the path's model in each request once more
                     body = body.replace(*(wire.dumps(f"models/{name}") for name in (params["model"], choice.model)))
@@ -196,15 +199,14 @@ class Relay:
             answer.raw.close()
 
     def _with_model(self, raw: bytes, model: str) -> bytes:
-        """The body with another `model`: spliced where that is safe, else written anew."""
+        from proxy.renaming import with_model
+
         body: Any = wire.loads_request(raw) if raw else None
         asked = self.asked(body)
         if asked is None or asked == model:
             return raw
         self._renamed, self._sent_model, self.call.model_served = True, model, model
-        spliced, times = MODEL.subn(lambda match: match[1] + wire.dumps(model), raw)
-        safe = times == 1 and len(asked) <= 128 and b"\\u00" not in raw  # an escaped name would hide the one that counts
-        return spliced if safe else wire.dumps({**body, "model": model})
+        return with_model(raw, body, model)
 
     def _relay_bytes(self, answer: requests.Response, endpoint: Endpoint) -> None:
         status, reply = answer.status_code, self.reply
@@ -224,7 +226,7 @@ class Relay:
             self._relay_renamed(status, raw, fields, stream)
             return
         first = raw.read1()
-        if getattr(raw, "ended", False) and not stream and not reply.started:  # the common case: it is whole
+        if raw.ended and not stream and not reply.started:  # the common case: it is whole
             rest = b"".join(raw)
             self._whole(status, fields, first + rest if rest else first, raw)
             return
@@ -235,7 +237,7 @@ class Relay:
         if stream:
             self._quiet()
             reply.piece(first)
-            if not getattr(raw, "ended", False) and reply.pump(raw):
+            if not raw.ended and reply.pump(raw):
                 return
             first = b""
         self._pieces(status, fields, itertools.chain([first], raw), int(length) if length else None, stream)
@@ -267,16 +269,14 @@ class Relay:
 
     def _relay_renamed(self, status: int, raw: Any, fields: Fields, stream: bool) -> None:
         """The answer says the name that the client asked for; the real one stands in a header."""
+        from proxy.renaming import named, named_lines
+
         fields = [*fields, ("x-mooltiproxy-model", header_safe(self._sent_model or ""))]
-        asked = wire.dumps(self.call.model_asked)
-
-        def named(data: bytes) -> bytes:
-            return MODEL.sub(lambda match: match[1] + asked, data, count=1)
-
+        asked = self.call.model_asked or ""
         if not stream:
-            self.reply.whole(status, fields, named(read_all(raw, ANSWER_LIMIT)))
+            self.reply.whole(status, fields, named(read_all(raw, ANSWER_LIMIT), asked))
             return
-        self._pieces(status, fields, (named(line) for line in _whole_lines(raw)), None, True)
+        self._pieces(status, fields, named_lines(raw, asked), None, True)
 
     def _pieces(self, status: int, fields: Fields, pieces: Iterable[bytes], length: int | None, stream: bool) -> None:
         """A body as it comes. A break is visible: an error event in a stream, else a reply that does not end."""
@@ -302,7 +302,7 @@ class Relay:
         self.reply.handler.close_connection = True
         if front.framing(call.query) in ("sse", "named-sse"):
             self.reply.piece(b"\n\n")  # whatever event was cut ends here
-        for event in _told(front.grammar(_failing(error), cfg)):
+        for event in told(front, error, cfg):
             self.reply.piece(wire.frame(front.framing(call.query), event))
         self.reply.end()
 
@@ -332,6 +332,17 @@ class Relay:
         return [*kept, ("x-upstream-request-id", upstream_id)] if upstream_id else kept
 
 
+def _asks_stream(body: bytes) -> bool:
+    """Whether a JSON body's own `stream` is true; one further down, in a tool's input, says nothing."""
+    if not ASKS_STREAM.search(body):
+        return False
+    try:
+        value = wire.loads(body)
+    except ValueError:
+        return False
+    return isinstance(value, dict) and value.get("stream") is True
+
+
 def _redirected(url: str, location: str) -> str:
     """Where a redirect leads. Raises BackendError unless it stays on its origin."""
     try:
@@ -343,32 +354,3 @@ def _redirected(url: str, location: str) -> str:
     if not same or not new.isascii() or re.search(r"[\x00-\x20\x7f]", new):
         raise BackendError("the backend redirects to another host; that is not followed")
     return new.partition("#")[0]
-
-
-def _failing(error: ProxyError) -> Iterator[Any]:
-    raise error
-    yield  # a generator: it fails when it is asked for its first event
-
-
-def _told(events: Iterator[Any]) -> Iterator[Any]:
-    """The events that a grammar tells an error with; the error itself is known."""
-    try:
-        yield from events
-    except ProxyError:
-        return
-
-
-def _whole_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    held: list[bytes] = []
-    size = 0
-    for piece in pieces:
-        end = piece.rfind(b"\n") + 1
-        if end:
-            yield from b"".join((*held, piece[:end])).splitlines(keepends=True)
-            held, size, piece = [], 0, piece[end:]
-        held.append(piece)
-        size += len(piece)
-        if size > wire.EVENT_LIMIT:
-            raise BackendError(f"the backend sent a line of more than {wire.EVENT_LIMIT} bytes")
-    if size:
-        yield b"".join(held)

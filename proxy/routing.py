@@ -62,7 +62,7 @@ def joined(url: str, path: str) -> str:
 
 def fill(path: str, params: Mapping[str, str], model: str | None) -> str:
     """An upstream path with its {placeholders} and its `*` filled in; {model} is the name that goes up."""
-    if "{" not in path and not path.endswith("/*"):
+    if "{" not in path and "*" not in path:
         return path
     values = {**params, **({"model": model} if model else {})}
     for name, value in values.items():
@@ -70,9 +70,10 @@ def fill(path: str, params: Mapping[str, str], model: str | None) -> str:
             if len(value) > NAME_LIMIT or not is_safe("/" + value) or not value.isprintable():
                 raise BadRequest(f"{name} is no name that a path can hold", param=name)
             path = path.replace(f"{{{name}}}", quote(value, safe="/:@-._~"))
+    path, mark, query = path.partition("?")  # Azure's urls have one
     if path.endswith("/*"):
         path = path[:-1] + params.get("rest", "")
-    return path
+    return path + mark + query
 
 
 E = TypeVar("E")
@@ -122,10 +123,9 @@ class Paths(Generic[E]):
 
 @dataclass(frozen=True)
 class Choice:
-    """A target, how it was chosen, and what the model is called there."""
+    """A target, and what the model is called there."""
 
     target: str
-    by: str  # header route models default
     model: str | None = None  # sent instead of the client's
 
 
@@ -166,15 +166,15 @@ class Router:
         """Raises Refused (404) for a target that is not there."""
         if header is not None:
             target = self.named(header)
-            return Choice(target.name, "header", target.model)
+            return Choice(target.name, target.model)
         if routed is not None:
-            return Choice(routed, "route", self._config.targets[routed].model)
+            return Choice(routed, self._config.targets[routed].model)
         rule = self.rule(model) if model and self.needs_model else None
         if rule:
             target = self.named(rule.target)
-            return Choice(target.name, "models", rule.model or target.model)
+            return Choice(target.name, rule.model or target.model)
         target = self.named(self._config.default)
-        return Choice(target.name, "default", target.model)
+        return Choice(target.name, target.model)
 
     def aliases(self, target: str) -> list[str]:
         """The names without `*` that `models` sends to a target."""

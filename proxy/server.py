@@ -16,7 +16,7 @@ from collections.abc import Callable
 from http.server import ThreadingHTTPServer
 from typing import Any
 
-from proxy.config import Config
+from proxy.config import CERTIFICATE, PRIVATE_KEY, Config
 from proxy.errors import ConfigError
 from proxy.generation import Generation
 from proxy.handler import Handler
@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 BACKLOG = 4096
 DRAIN_S = 30.0  # what calls in flight may still take after SIGTERM
-CERTIFICATE, PRIVATE_KEY = "certificates/cert.pem", "certificates/key.pem"
 FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 Loader = Callable[[Generation | None], Generation]
@@ -36,10 +35,6 @@ Loader = Callable[[Generation | None], Generation]
 
 class Server(ThreadingHTTPServer):
     """One worker: a thread per connection, bounded. `generation` is replaced as a whole; calls in flight keep theirs."""
-
-    request_queue_size = BACKLOG
-    allow_reuse_address = True
-    daemon_threads = True
 
     def __init__(self, listening: socket.socket, generation: Generation, tls: ssl.SSLContext | None) -> None:
         super().__init__(listening.getsockname()[:2], Handler, bind_and_activate=False)
@@ -51,7 +46,8 @@ class Server(ThreadingHTTPServer):
         self.turns = Turns()
         self.pump = Pump()
         self._tls = tls
-        self._lock = threading.Lock()  # guards _open
+        self._lock = threading.Lock()  # guards _count and _open
+        self._count = 0  # connections accepted and not ended: before the thread of one begins, it counts
         self._open: set[Handler] = set()
         self._limit = min(generation.config.system.connections, file_limit())
         self._wake_r, self._wake_w = socket.socketpair()
@@ -68,7 +64,7 @@ class Server(ThreadingHTTPServer):
                 self._asked.remove("reload")
                 reload()
                 continue
-            listening = [self.socket] if len(self._open) < self._limit else []
+            listening = [self.socket] if self._count < self._limit else []
             ready = select.select([*listening, self._wake_r], [], [], 1.0 if not listening else None)[0]
             if self._wake_r in ready:
                 self._wake_r.recv(4096)
@@ -79,6 +75,9 @@ class Server(ThreadingHTTPServer):
     def ask(self, what: str) -> None:
         """From a signal handler or another thread."""
         self._asked.append(what)
+        self._wake()
+
+    def _wake(self) -> None:
         try:
             self._wake_w.send(b".")
         except BlockingIOError:
@@ -98,27 +97,29 @@ class Server(ThreadingHTTPServer):
                 logger.warning("cannot accept: %s", fault.strerror)
                 time.sleep(0.1)
             return
+        with self._lock:
+            self._count += 1
         try:
             self.process_request(conn, address)
         except RuntimeError as fault:  # no more threads
             logger.warning("cannot serve a connection: %s", fault)
             conn.close()
+            self._ended()
             time.sleep(0.1)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """One connection, in its thread. The TLS handshake happens here, not in the accept loop."""
-        if self._tls is not None:
-            try:
-                request = self._tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
-            except OSError:
-                request.close()
-                return
         try:
+            if self._tls is not None:
+                request = self._tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
             Handler(request, client_address, self)
+        except OSError as fault:  # it ended before it began
+            logger.debug("connection of %s ended: %s", client_address[0], fault)
         except Exception:
             logger.exception("an error of the proxy itself in a connection")
         finally:
             self.shutdown_request(request)
+            self._ended()
 
     def opened(self, handler: Handler) -> None:
         """A connection begins."""
@@ -129,9 +130,13 @@ class Server(ThreadingHTTPServer):
         """A connection has ended."""
         with self._lock:
             self._open.discard(handler)
-            full = len(self._open) == self._limit - 1
+
+    def _ended(self) -> None:
+        with self._lock:
+            self._count -= 1
+            full = self._count == self._limit - 1
         if full:
-            self.ask("look")
+            self._wake()
 
     # --- the end
     def _drain(self) -> None:
@@ -145,7 +150,7 @@ class Server(ThreadingHTTPServer):
         while time.monotonic() < until:
             with self._lock:
                 handlers = list(self._open)
-            if not handlers or self._asked.count("stop") > 1:
+            if not self._count or self._asked.count("stop") > 1:
                 break
             for handler in handlers:
                 if not handler.busy:
@@ -159,7 +164,7 @@ class Server(ThreadingHTTPServer):
 def _end_reading(sock: socket.socket) -> None:
     """Wakes the thread that waits for a next request."""
     try:
-        sock.shutdown(socket.SHUT_RD)
+        socket.socket.shutdown(sock, socket.SHUT_RD)  # an SSLSocket's own drops its TLS: a reply would go out in the clear
     except OSError:
         logger.debug("a connection had ended already")
 
@@ -236,7 +241,8 @@ def work(
             for name in ("host", "port", "ssl", "client_ca", "workers"):
                 if getattr(new.config.system, name) != getattr(server.generation.config.system, name):
                     logger.warning("system.%s has changed: that takes a restart", name)
-            server.generation = new
+            old, server.generation = server.generation, new
+            old.close()
         except ConfigError as fault:
             for line in ("not reloaded, the old configuration goes on", *fault.faults):
                 logger.error("%s", line)

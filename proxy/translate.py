@@ -15,7 +15,7 @@ from proxy.config import Entry, Target
 from proxy.dialects import Event, load, names, route_of
 from proxy.errors import BackendError, BadRequest, MapperError, ProxyError
 
-MIRRORED = re.compile(r"([a-z]+)(?:Ans|Stream)(\w+?)to(\w+)")  # the mapper of an answer: what of, from where, to where
+OF_ANSWER = re.compile(r"[a-z]+(?:Ans|Stream)(\w+?)to")  # the mapper of an answer, and the API that it reads
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Endpoint:
         if self.target.dialect:
             return self.target.dialect
         for step in (*self.outward[:1], *self.stream[:1]):
-            match = re.match(r"[a-z]+(?:Ans|Stream)(\w+?)to", step.name)
+            match = OF_ANSWER.match(step.name)
             if match and match[1].lower() in names():
                 return match[1].lower()
         return "openai"
@@ -101,6 +101,7 @@ class Translation:
             body = self._policed(step, body)
             self._got.append(body)
             body = self._named(step, self._run(step, body, self._cfg, asked=True))
+        self._sent = body
         return body
 
     def pure(self, body: Any) -> Any:
@@ -160,11 +161,14 @@ class Translation:
             events = self._guarded(step, events, self._cfg_back(place, len(self.endpoint.stream)))
         return iter(events)
 
+    @property
+    def has_grammar(self) -> bool:
+        """Whether the stream is one of the front's API; under a path of the user's own it may be anything."""
+        return self.kind in ("chat", "text")
+
     def checked(self, events: Iterable[Event]) -> Iterator[Event]:
-        """The front's grammar, where the front's streams have one; it ends a broken stream with that API's error event."""
-        if self.kind not in ("chat", "text"):
-            return iter(events)
-        return self.front.grammar(events, self._cfg_front())
+        """The front's grammar, where the stream has one; it ends a broken stream with that API's error event."""
+        return self.front.grammar(events, self._cfg_front()) if self.has_grammar else iter(events)
 
     def unfolded(self, answer: Any) -> Iterator[Event]:
         """A whole answer in the front's shape → the same as the front's stream."""
@@ -173,15 +177,13 @@ class Translation:
 
         tag, cfg = self.front.tag, self._cfg_front()
         hub = {**cfg, "stream": True}
-        if self.kind == "text" or tag == "OpenAI":
-            whole = answer
-        else:
-            whole = _known(mapper(f"chatAns{tag}toOpenAI"))(answer, hub)
         if self.kind == "text":
             yield from self._unfolded_text(answer, hub)
-            return
-        chunks = unfold(whole)
-        yield from chunks if tag == "OpenAI" else _known(mapper(f"chatStreamOpenAIto{tag}"))(chunks, hub)
+        elif tag == "OpenAI":
+            yield from unfold(answer)
+        else:
+            chunks = unfold(_known(mapper(f"chatAns{tag}toOpenAI"))(answer, hub))
+            yield from _known(mapper(f"chatStreamOpenAIto{tag}"))(chunks, hub)
 
     def _unfolded_text(self, answer: Any, cfg: Mapping[str, Any]) -> Iterator[Event]:
         from proxy.dialects import mapper

@@ -270,24 +270,3 @@ def frame(framing: str, event: Any) -> bytes:
     if framing == "named-sse":
         return b"event: %s\ndata: %s\n\n" % (str(event.get("type", "message")).encode(), dumps(event))
     return dumps(event) + b"\n"
-
-
-USAGE, OWN_COUNTS = b'"usage', (b'"prompt_eval_count', b'"tokens_predicted')  # where the APIs' counts stand
-TOKENS_IN = re.compile(
-    rb'"(?:prompt_tokens|input_tokens|promptTokenCount|prompt_eval_count|tokens_evaluated)"\s*:\s*([0-9]{1,12})'
-)
-TOKENS_OUT = re.compile(
-    rb'"(?:completion_tokens|output_tokens|candidatesTokenCount|eval_count|tokens_predicted)"\s*:\s*([0-9]{1,12})'
-)
-
-
-def usage_in(body: bytes) -> tuple[int | None, int | None]:
-    """Tokens in and out as the end of a body tells them, in whatever API's words; for the log, without decoding anything."""
-    at = body.rfind(USAGE)
-    if at < 0:
-        at = max(body.rfind(word) for word in OWN_COUNTS)
-        if at < 0:
-            return None, None
-        at = max(0, at - 200)  # the counts of one API stand in any order
-    tokens_in, tokens_out = TOKENS_IN.search(body, at), TOKENS_OUT.search(body, at)
-    return int(tokens_in[1]) if tokens_in else None, int(tokens_out[1]) if tokens_out else None

@@ -18,8 +18,8 @@ RESTART_PAUSE_S = 1.0  # before a worker that died at once is started anew
 def supervise(count: int, work: Callable[[bool], int], stopped: Callable[[], None]) -> int:
     """Keeps `count` workers alive until SIGTERM or SIGINT; returns the exit status. SIGHUP reaches every worker.
 
-    `work(reload)` is a worker's life; `reload`: the configuration has changed since this process read it. `stopped` is called
-    when the end begins.
+    `work(reload)` is a worker's life; `reload`: the configuration has changed since this process read it. It handles the
+    signals, and then lets SIGHUP through. `stopped` is called when the end begins.
     """
     return Supervisor(work, stopped).run(count)
 
@@ -70,8 +70,7 @@ class Supervisor:
         try:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until `work` handles them
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing is loaded yet that could be loaded anew
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))  # SIGHUP waits until `work` can reload
             _die_with(parent)
             status = self._work(self._reloaded)
         except BaseException:

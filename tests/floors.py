@@ -26,7 +26,7 @@ FLOORS = (  # a file imports from lower floors, and from its own where a folder 
     ),
     ("proxy/routing.py", "proxy/expand.py", "proxy/translate.py", "proxy/losses.py"),
     ("proxy/gates/", "proxy/adapters/", "proxy/pump.py"),
-    ("proxy/generation.py", "proxy/relay.py", "proxy/mapped.py", "proxy/answers.py", "proxy/show.py"),
+    ("proxy/generation.py", "proxy/relay.py", "proxy/mapped.py", "proxy/answers.py", "proxy/renaming.py", "proxy/show.py"),
     ("proxy/handler.py",),
     ("proxy/server.py", "proxy/workers.py", "proxy/banner.py", "proxy/connect.py", "proxy/arguments.py"),
     ("main.py",),

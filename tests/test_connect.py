@@ -107,10 +107,12 @@ def test_with_https_clients_learn_which_certificate_to_trust(config: Config) -> 
 # --- as a command
 
 
-def connect(folder: Path, *arguments: str, key: str | None = KEY) -> subprocess.CompletedProcess[str]:
+def connect(
+    folder: Path, *arguments: str, key: str | None = KEY, before: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if name != "MOOLTIPROXY_KEY"}
     env |= {"PYTHONPATH": str(CHECKOUT), **({"MOOLTIPROXY_KEY": key} if key else {})}
-    command = [sys.executable, "-m", "main", "connect", *arguments]
+    command = [sys.executable, "-m", "main", *before, "connect", *arguments]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60)
 
 
@@ -126,6 +128,11 @@ def test_a_name_that_is_nearly_right_is_understood_enough_to_say_so(tmp_path: Pa
     assert (found.returncode, found.stdout) == (1, "")
     assert "did you mean 'claude-code'?" in found.stderr
     assert "did you mean 'there'?" in connect(tmp_path, "curl", "--target", "ther").stderr
+
+
+def test_what_the_proxy_is_started_with_counts_here_too(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    assert "http://127.0.0.1:9000" in connect(tmp_path, "curl", before=("--port", "9000")).stdout
 
 
 def test_the_command_reads_the_key_of_the_env_file_only_when_its_lines_run(tmp_path: Path) -> None:

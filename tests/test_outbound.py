@@ -397,6 +397,23 @@ def test_the_limit_for_the_first_byte_does_not_bound_the_rest(proxied: Forwarder
     assert answer.raw.read1() == b"def"
 
 
+@pytest.mark.parametrize(
+    "framed",
+    [b"Content-Length: 200000\r\n\r\n%s", b"Transfer-Encoding: chunked\r\n\r\n30d40\r\n%s\r\n0\r\n\r\n", b"\r\n%s"],
+    ids=["length", "chunked", "until the end"],
+)
+def test_an_answer_has_not_ended_while_bytes_of_it_are_to_come(proxied: Forwarder, open_server: Any, framed: bytes) -> None:
+    def speak(sock: socket.socket) -> None:
+        sock.sendall(b"HTTP/1.1 200 OK\r\n" + framed % (b"x" * 200_000))
+        sock.shutdown(socket.SHUT_WR)
+
+    raw = send(adapter_to(proxied), url_of(open_server(Backend(speak))), b"{}").raw
+    size = len(raw.read1())
+    assert (0 < size < 200_000, raw.ended) == (True, False)  # the relay would hold an answer of any size, were it True
+    assert size + len(b"".join(raw)) == 200_000
+    assert raw.ended
+
+
 def test_closing_an_answer_ends_the_backends_connection(proxied: Forwarder, open_server: Any) -> None:
     ended = threading.Event()
 

@@ -47,6 +47,10 @@ def reqRaises(ip, cfg={}):
 def ansRaises(ip, cfg={}):
     return 1 / 0
 
+def streamInverse(events, cfg={}):
+    for event in events:
+        yield {"n": 1 / event["n"]}
+
 def streamRaises(events, cfg={}):
     for event in events:
         yield 1 / 0
@@ -81,6 +85,11 @@ targets:
   raises-stream:
     url: "{url}"
     mapping: {{/chat/completions: {{path: /sse, in: reqBare, out: ansBare, stream: streamRaises}}}}
+  own:
+    url: "{url}"
+    mapping:
+      /own-raises: {{path: /sse-own, in: identity, out: identity, stream: streamInverse}}
+      /own-cut: {{path: /sse-cut, in: identity, out: identity, stream: streamInverse}}
 models:
   exact: {{target: main}}
   renamed: {{target: main, model: real-name}}
@@ -791,6 +800,20 @@ class TestBrokenStreams:
         errors = [event for event in reply.events[1:] if is_error(event)]
         assert len(errors) == 1
         assert reply.events[0]["piece"] == 1
+
+
+@pytest.mark.parametrize("path", ["/own-raises", "/own-cut"])
+def test_under_a_path_of_ones_own_a_break_is_told_too(client, backend, path):
+    def begins(exchange):
+        exchange.start()
+        exchange.event({"n": 1})
+
+    backend.on("/sse-own", lambda exchange: (begins(exchange), exchange.event({"n": 0}), exchange.end()))
+    backend.on("/sse-cut", lambda exchange: (begins(exchange), exchange.cut()))
+    reply = client.ask("POST", path, STREAMED, {"target": "own"})
+    assert reply.status == 200
+    assert reply.events[0] == {"n": 1.0}
+    assert [event["error"]["type"] for event in reply.events[1:]] == ["api_error"]
 
 
 class TestBrokenBytes:

@@ -153,6 +153,7 @@ def test_placeholders_are_filled_in_and_cannot_leave_their_place() -> None:
     assert fill("/models/{model}:go", {"model": "a"}, "org/b c") == "/models/org/b%20c:go"
     assert fill("/files/{id}/x", {"id": "a?b#c{model}"}, "m") == "/files/a%3Fb%23c%7Bmodel%7D/x"
     assert fill("/files/*", {"rest": "a/b%20c"}, None) == "/files/a/b%20c"
+    assert fill("http://h/openai/*?api-version=1", {"rest": "files/a"}, None) == "http://h/openai/files/a?api-version=1"
     assert fill("/{a}{b}", {"a": "{b}", "b": "1"}, None) == "/%7Bb%7D1"
     assert fill("/plain", {}, None) == "/plain"
 

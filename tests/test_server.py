@@ -21,6 +21,7 @@ from tests.backends.tls import Tls
 
 RIGHT = {"authorization": f"Bearer {KEY}"}
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+ANSWER = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}]}
 DEMO = 'targets: {default: demo, demo: {url: "demo://", dialect: openai}}\n'
 RSS_MIB = 38  # the goal is 35; what it is stands in the output
 
@@ -182,6 +183,19 @@ class TestSignals:
             assert [event["n"] for event in client.reply().events] == [1, 2]
             assert client.ask("GET", "/up/y").status == 200  # the connection of before goes to the new one as well
             assert [asked.path for asked in other.asked] == ["/x", "/y"]
+
+    @linux
+    def test_reloads_leave_no_thread_and_no_connection_behind(self, backend, tmp_path):
+        backend.on("/v1/chat/completions", lambda exchange: exchange.reply(200, ANSWER))
+        config = f'targets: {{default: up, up: {{url: "{backend.url}", dialect: openai}}}}\n'
+        with Proxy(tmp_path, config) as proxy:
+            for number in range(1, 4):
+                asked = {**CHAT, "max_tokens": 9, "metadata": {"user_id": "u"}}
+                assert ask(proxy.url, "POST", "/v1/messages", asked, RIGHT).status == 200
+                proxy.signal(signal.SIGHUP)
+                proxy.wait_for_log("reloaded", number)
+            eventually(lambda: len(os.listdir(f"/proc/{proxy.process.pid}/task")) == 1)
+            eventually(lambda: backend.connections == 0)
 
     def test_sighup_takes_new_functions(self, backend, tmp_path):
         config = f'targets: {{default: up, up: {{url: "{backend.url}", mapping: {{/ask: {{out: said}}}}}}}}\n'

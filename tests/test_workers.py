@@ -29,6 +29,7 @@ def work():
     told, tells = os.pipe()
     signal.signal(signal.SIGTERM, lambda *_: os.write(tells, b"."))
     signal.signal(signal.SIGHUP, lambda *_: say("reloads"))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
     say("began")
     os.read(told, 1)
     say("drained")
@@ -175,6 +176,21 @@ def test_a_worker_that_is_still_loading_is_not_ended_by_a_reload(start: Start) -
     assert supervised.ends() == 0
     assert len(pids) == 2
     assert "another one" not in supervised.close()
+
+
+def test_a_reload_waits_for_a_worker_that_is_still_loading(start: Start) -> None:
+    loads = """
+polite = work
+def work():
+    say("loads")
+    while signal.SIGHUP not in signal.sigpending():
+        time.sleep(0.01)
+    return polite()
+"""
+    supervised = start(POLITE + loads, 1)
+    pids = supervised.lines(1, "loads")
+    supervised.tell(signal.SIGHUP)
+    assert supervised.lines(1, "reloads") == pids
 
 
 def test_a_signal_that_comes_while_workers_are_started_is_not_lost(start: Start) -> None:

@@ -64,7 +64,7 @@ class Pieces(Body):
     """An answer's payload that is made here, piece by piece."""
 
     def __init__(self, fields: Fields, pieces: Iterable[bytes]) -> None:
-        self.fields, self.conn, self.decode_content = fields, None, False
+        self.fields, self.conn = fields, None
         self._pieces, self._ahead = iter(pieces), b""
 
     def read1(self) -> bytes:

@@ -117,7 +117,6 @@ class Body:
         timeout_s: float,
     ) -> None:
         self.fields = fields
-        self.decode_content = False
         self._adapter = adapter
         self.conn: Connection | None = conn
         self.left = length  # bytes to come; None: chunked, or until the connection ends
@@ -190,9 +189,6 @@ class Body:
         conn, self.conn = self.conn, None
         if conn is not None:
             conn.close()
-
-    def release_conn(self) -> None:
-        self.close()
 
     def __iter__(self) -> Iterator[bytes]:
         if self._ahead:

@@ -54,9 +54,14 @@ class Received(Body):
 
     def __init__(self, received: urllib3.BaseHTTPResponse) -> None:
         self.fields = [(name.lower(), value) for name, value in received.headers.items()]  # several of a name stay several
-        self.conn, self.decode_content, self._ahead = None, False, b""
+        self.conn, self._ahead = None, b""
         self._received = received
         self.waiting = Waiting(None)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of it has come; before that nobody may wait for the whole."""
+        return self._received.closed
 
     def patience(self, read_s: float) -> None:
         """How long a piece may take from now on; a connection that ends with the answer keeps what it had."""

@@ -175,3 +175,18 @@ def path_params(name: str, method: str, path: str) -> Mapping[str, str]:
     forms = (route.path, route.path.removeprefix("/v1"))
     found = next((match for form in forms if (match := compile_path(form).fullmatch(path))), None)
     return {key: unquote(value) for key, value in found.groupdict().items()} if found else {}
+
+
+def told(dialect: Dialect, error: ProxyError, cfg: Mapping[str, Any]) -> list[Event]:
+    """The events that an API's streams tell an error with, when nothing of a stream is known."""
+
+    def failing() -> Iterator[Event]:
+        raise error
+        yield {}  # a generator: it fails when it is asked for its first event
+
+    events: list[Event] = []
+    try:
+        events.extend(dialect.grammar(failing(), cfg))
+    except ProxyError:  # that error, raised again behind its events
+        return events
+    return events

@@ -6,6 +6,7 @@ import base64
 import binascii
 import struct
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from proxy.dialects import Event
@@ -33,6 +34,20 @@ def count(value: Any) -> int:
 def text(value: Any) -> str:
     """A string of a backend; anything that is none is empty."""
     return value if isinstance(value, str) else ""
+
+
+def object_of(value: Any) -> Json:
+    """An object of a backend; anything that is none is empty."""
+    return value if isinstance(value, dict) else {}
+
+
+def unix_of(stamp: Any) -> int:
+    """An RFC 3339 time as unix seconds, 0 when it is none; Go writes more digits than Python reads."""
+    whole, _, rest = text(stamp).replace("Z", "+00:00").partition(".")
+    try:
+        return int(datetime.fromisoformat(whole + rest.lstrip("0123456789")).timestamp())
+    except (ValueError, OverflowError):
+        return 0
 
 
 # --- building
@@ -173,6 +188,12 @@ def stream_error(event: Json) -> BackendError:
     return parse_error(next((status for status in numbers + known if 400 <= status < 600), 502), event)
 
 
+def status_of(event: Json) -> int:
+    """The status that an error event tells as its `code`, else 502."""
+    code = object_of(event.get("error")).get("code")
+    return code if isinstance(code, int) and 400 <= code < 600 else 502
+
+
 def canonical_usage(value: Any) -> Json | None:
     """A backend's usage with every count an int, and OpenAI's cache_write_tokens under the hub's name."""
     if not isinstance(value, dict):
@@ -243,13 +264,13 @@ def _canonical_choice(choice: Json, i: int) -> Json:
 
 def _whole_call(call: Json, n: int) -> Json:
     custom = call.get("custom")
-    function = call.get("function") if isinstance(call.get("function"), dict) else {}
+    function = object_of(call.get("function"))
     if isinstance(custom, dict):
         function = {"name": custom.get("name"), "arguments": compact({"input": text(custom.get("input"))})}
     kept = {name: value for name, value in call.items() if name not in ("custom", "index") and value is not None}
-    arguments = function.get("arguments")  # type: ignore[union-attr]
+    arguments = function.get("arguments")
     written = arguments if isinstance(arguments, str) else compact(arguments or {})
-    named = {"name": text(function.get("name")), "arguments": written}  # type: ignore[union-attr]
+    named = {"name": text(function.get("name")), "arguments": written}
     return {**kept, "id": text(call.get("id")) or f"call_{n}", "type": "function", "function": named}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from proxy.dialects import Event
 from proxy.dialects._answer import parse_error as parse_any_error
+from proxy.dialects._answer import status_of
 from proxy.dialects._gemini_parts import deltas_of, get, seal, turn_parts
 from proxy.dialects._seal import signature_of, signed
 from proxy.dialects.openai import (
@@ -71,7 +72,7 @@ def chatStreamGeminitoOpenAI(events: Iterable[Event], cfg: Mapping[str, Any] = {
         if not isinstance(event, dict):
             continue
         if event.get("error"):
-            raise _stream_error(event)
+            raise parse_error(status_of(event), event)
         spent, model = usage_in(event) or spent, event.get("modelVersion") or model
         for candidate in _candidates(event):
             index = count(candidate.get("index"))
@@ -303,12 +304,6 @@ def parse_error(status: int, body: Any) -> BackendError:
     )
 
 
-def _stream_error(event: Event) -> BackendError:
-    fault = event["error"]
-    code = fault.get("code") if isinstance(fault, dict) else None
-    return parse_error(code if isinstance(code, int) and 400 <= code < 600 else 502, event)
-
-
 # A candidate is open from its first event to its finishReason, which comes once; after it nothing of that candidate may come.
 # The stream is whole when at least one candidate was seen and none is open, or when promptFeedback says that the prompt was
 # blocked. Nothing has to be closed: the error event alone ends a stream that breaks.
@@ -326,7 +321,7 @@ def grammar(events: Iterable[Event], cfg: Mapping[str, Any] = {}) -> Iterator[Ev
     try:
         for event in events:
             if isinstance(event, dict) and event.get("error"):
-                raise _stream_error(event)
+                raise parse_error(status_of(event), event)
             fault = _event_fault(event, finished)
             if fault:
                 raise MapperError(f"{cfg.get('chain', 'stream mapper')}: {fault}")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from proxy.dialects import Event
+from proxy.dialects._answer import status_of
 from proxy.dialects.openai import Json, checked, count, model_of, text, vectors_of
 from proxy.errors import BackendError, BadRequest, MapperError, ProxyError
 
@@ -251,8 +252,7 @@ def parse_error(status: int, body: Any) -> BackendError:
 
 def fault_of(event: Json) -> BackendError:
     """The error that came as an event, or inside a 200: its own status, else 502."""
-    code = event["error"].get("code") if isinstance(event["error"], dict) else None
-    return parse_error(code if isinstance(code, int) and 400 <= code < 600 else 502, event)
+    return parse_error(status_of(event), event)
 
 
 # A choice is open from its first event to its one event with `stop: true`; after it nothing of that choice may come. The

@@ -12,6 +12,7 @@ from proxy.dialects._answer import (
     canonical_usage,
     given,
     joined,
+    object_of,
     rename_reasoning,
     stream_error,
     text,
@@ -109,13 +110,13 @@ def _settled(choice: Json, slots: dict[int, Slots], finished: set[int]) -> Json:
 def _tool_fragment(call: Json, slots: Slots) -> Json:
     known = len(slots.ids)
     slot = slots.of(call)
-    function = call.get("function") if isinstance(call.get("function"), dict) else {}
-    arguments = function.get("arguments")  # type: ignore[union-attr]
+    function = object_of(call.get("function"))
+    arguments = function.get("arguments")
     written = arguments if isinstance(arguments, str) else compact(arguments) if isinstance(arguments, dict) else ""
     kept = {name: value for name, value in call.items() if value is not None and name not in ("id", "type", "custom")}
     if slot < known:  # a later fragment: id and name were told by the first one
         return {**kept, "index": slot, "function": {"arguments": written}}
-    named = {"name": text(function.get("name")), "arguments": written}  # type: ignore[union-attr]
+    named = {"name": text(function.get("name")), "arguments": written}
     return {**kept, "index": slot, "id": text(call.get("id")) or f"call_{slot}", "type": "function", "function": named}
 
 
@@ -181,8 +182,7 @@ class _Choice:
         if slot == len(self.calls):
             self.calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": []}})
         call = self.calls[slot]
-        function = fragment.get("function")
-        function = function if isinstance(function, dict) else {}
+        function = object_of(fragment.get("function"))
         call["id"] = call["id"] or text(fragment.get("id"))
         call["function"]["name"] = call["function"]["name"] or text(function.get("name"))
         arguments = function.get("arguments")

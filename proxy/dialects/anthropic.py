@@ -22,6 +22,7 @@ from typing import Any
 
 from proxy.dialects import Dialect, Route, Upstream
 from proxy.dialects._answer import parse_error as hub_error
+from proxy.dialects._answer import unix_of
 from proxy.dialects._anthropic_answer import (
     chatAnsAnthropictoOpenAI,
     chatAnsOpenAItoAnthropic,
@@ -71,7 +72,7 @@ countAnsOpenAItoAnthropic = countAnsAnthropictoOpenAI  # the hub's count is Anth
 def modelsAnsAnthropictoOpenAI(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
     """A page of ModelInfo → the hub's list. Raises: BackendError when there is none."""
     hub = [
-        {"id": model["id"], "object": "model", "created": _unix(model.get("created_at")), "owned_by": "anthropic"}
+        {"id": model["id"], "object": "model", "created": unix_of(model.get("created_at")), "owned_by": "anthropic"}
         for model in _listed(ip)
     ]
     return {"object": "list", "data": hub}
@@ -99,13 +100,6 @@ def _listed(ip: Any) -> list[Json]:
 def _model_out(model: Json) -> Json:
     shown = {"type": "model", "id": model["id"], "display_name": model["id"], "created_at": _iso(count(model.get("created")))}
     return {**shown, "lifecycle": "active"}
-
-
-def _unix(moment: Any) -> int:
-    try:
-        return int(datetime.fromisoformat(text(moment).replace("Z", "+00:00")).timestamp())
-    except (ValueError, OverflowError):
-        return 0
 
 
 def _iso(unix: int) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
 from typing import Any
 
 from proxy.dialects import Dialect, Event, Route, Upstream
 from proxy.dialects import openai as hub
-from proxy.dialects._answer import parse_error
+from proxy.dialects._answer import parse_error, unix_of
 from proxy.dialects._hub import tool_name
 from proxy.dialects._ollama_front import (
     chatAnsOpenAItoOllama,
@@ -284,18 +283,8 @@ def modelsAnsOllamatoOpenAI(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
     """/api/tags → the hub's list."""
     listed = _checked_answer(ip, "models", list)["models"]
     found = [(text(m.get("model")) or text(m.get("name")), m.get("modified_at")) for m in listed if isinstance(m, dict)]
-    data = [{"id": name, "object": "model", "created": _unix(at), "owned_by": "ollama"} for name, at in found if name]
+    data = [{"id": name, "object": "model", "created": unix_of(at), "owned_by": "ollama"} for name, at in found if name]
     return {"object": "list", "data": data}
-
-
-def _unix(stamp: Any) -> int:
-    """An RFC 3339 time as unix seconds, 0 when it is none; Go writes more digits than Python reads."""
-    whole, _, rest = text(stamp).replace("Z", "+00:00").partition(".")
-    zone = rest.lstrip("0123456789")
-    try:
-        return int(datetime.fromisoformat(whole + zone).timestamp())
-    except (ValueError, OverflowError):
-        return 0
 
 
 DIALECT = Dialect(

@@ -393,7 +393,6 @@ DIALECT = Dialect(
         "text": Upstream("/completions"),
         "embed": Upstream("/embeddings"),
         "models": Upstream("/models", method="GET"),
-        "model": Upstream("/models", method="GET"),
     },
     version="/v1",
     error_body=error_body,

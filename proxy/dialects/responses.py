@@ -442,7 +442,6 @@ DIALECT = Dialect(
         "count": Upstream("/responses/input_tokens"),
         "embed": Upstream("/embeddings"),
         "models": Upstream("/models", method="GET"),
-        "model": Upstream("/models", method="GET"),
     },
     version="/v1",
     error_body=error_body,

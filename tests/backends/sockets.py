@@ -274,6 +274,11 @@ class Backend:
         """The requests for a path, whatever their query."""
         return [asked for asked in self.asked if asked.path.partition("?")[0] == path]
 
+    @property
+    def connections(self) -> int:
+        """How many connections the proxy keeps."""
+        return sum(sock.fileno() >= 0 for sock in self._open)
+
     def __enter__(self) -> Backend:
         threading.Thread(target=self._accept, daemon=True).start()
         return self
