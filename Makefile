@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export UV_LINK_MODE := copy
+unexport PYTHONDONTWRITEBYTECODE  # a start that compiles everything anew takes three times as long
 
 .PHONY: run test check fix bench compat key
 

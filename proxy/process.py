@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 
 logger = logging.getLogger(__name__)
@@ -26,8 +27,11 @@ def file_limit() -> int:
     return max(8, (soft - SPARE_FILES) // FILES_A_CALL) if soft != resource.RLIM_INFINITY else 100_000
 
 
-def give_back_memory() -> None:
-    """What loading has used and freed goes back to the system, where the C library can do that (glibc)."""
+def settle_memory() -> None:
+    """After loading: what it made is here to stay, so the garbage collector need not look at it again, and what it freed goes
+    back to the system, where the C library can do that (glibc)."""
+    gc.freeze()
+    gc.enable()
     try:
         import ctypes
 

@@ -20,7 +20,7 @@ from proxy.config import CERTIFICATE, PRIVATE_KEY, Config
 from proxy.errors import ConfigError
 from proxy.generation import Generation
 from proxy.handler import Handler
-from proxy.process import file_limit, give_back_memory
+from proxy.process import file_limit, settle_memory
 from proxy.pump import Pump
 from proxy.turns import Turns
 
@@ -205,7 +205,7 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
 def run(load: Loader, announce: Callable[[Generation, socket.socket], None]) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit status. `load` makes a generation, given the one before it."""
     generation = load(None)
-    give_back_memory()
+    settle_memory()
     tls = tls_context(generation.config)
     listening = listen(generation.config)
     _hold_signals()  # who reads the banner may send one before there is a handler for it

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (  # a file imports from lower floors, and from its own where a folder or a pair belongs together
     ("proxy/errors.py", "proxy/http1.py", "proxy/turns.py", "proxy/wire.py", "proxy/call.py", "proxy/process.py"),
-    ("proxy/dialects/", "proxy/prompts.py"),
+    ("proxy/dialects/", "proxy/prompts.py", "proxy/state/"),
     (
         "proxy/env.py",
         "proxy/source.py",
@@ -29,6 +29,7 @@ FLOORS = (  # a file imports from lower floors, and from its own where a folder 
     ("proxy/generation.py", "proxy/relay.py", "proxy/mapped.py", "proxy/answers.py", "proxy/renaming.py", "proxy/show.py"),
     ("proxy/handler.py",),
     ("proxy/server.py", "proxy/workers.py", "proxy/banner.py", "proxy/connect.py", "proxy/arguments.py"),
+    ("proxy/project.py", "proxy/commands/"),
     ("main.py",),
 )
 USERS = ("mappers.py", "prompters.py")  # may import from the dialects; nothing in proxy/ imports them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -17,8 +18,8 @@ import jsonschema
 import pytest
 import yaml
 
-import main
 from proxy.errors import ConfigError
+from proxy.project import Project
 from tests.backends.proxy import CHECKOUT, KEY, Proxy
 from tests.backends.sockets import Backend, Client, ask, value_of
 
@@ -225,13 +226,17 @@ models: {gpt-4o: {target: tgi, model: llama}}
 
 
 # --- the user's functions
+def functions(name: str) -> Mapping[str, object]:
+    return Project(argparse.Namespace(), CHECKOUT).functions(name)
+
+
 class TestFunctions:
     def test_they_load_anew_each_time_under_a_fresh_name(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         Path("mappers.py").write_text("def one(ip, cfg={}):\n    return 1\n")
-        first = main.functions("mappers")
+        first = functions("mappers")
         Path("mappers.py").write_text("def two(ip, cfg={}):\n    return 22\n")
-        second = main.functions("mappers")
+        second = functions("mappers")
         assert ("one" in first, "two" in first, "one" in second, "two" in second) == (True, False, False, True)
         assert first["__name__"] != second["__name__"]
         assert first["__name__"] not in sys.modules
@@ -239,14 +244,14 @@ class TestFunctions:
 
     def test_without_a_file_here_the_proxys_own_are_used(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        assert "chatReqOpenAItoTGI" in main.functions("mappers")
-        assert "fromTemplate" in main.functions("prompters")
+        assert "chatReqOpenAItoTGI" in functions("mappers")
+        assert "fromTemplate" in functions("prompters")
 
     def test_a_broken_one_is_a_config_error(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         Path("prompters.py").write_text("x = [\n")
         with pytest.raises(ConfigError, match=r"prompters\.py:1"):
-            main.functions("prompters")
+            functions("prompters")
 
 
 # --- make run

@@ -1,0 +1,124 @@
+"""What workers and machines share, exactly: limits, tokens, money, slots, bans, rests, and a cache's entries.
+
+Three engines keep it: `memory` (one process), `service` (a Unix socket to the supervisor, which runs the memory engine for all
+workers), `redis` (Lua scripts, for several machines). A call speaks to it twice: `admit` before it goes out, `settle` after it
+has ended. Both are atomic and one round trip each; nothing is asked that the configuration does not name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Rate:
+    """At most `limit` units in any `period_s` seconds (`moving`), or in each period since the epoch (fixed window).
+
+    `amount` units are taken at admission: 1 for a request, an estimate for tokens, which `settle` replaces.
+    """
+
+    name: str  # of the counter, such as "key alice requests 100/60"
+    limit: int
+    period_s: float
+    moving: bool = True
+    amount: int = 1
+
+
+@dataclass(frozen=True)
+class Budget:
+    """At most `limit` millionths of a US dollar per `period`. `amount` is reserved at admission; `settle` says what it was."""
+
+    name: str
+    limit: int
+    period: str  # hour day week month year total, in UTC
+    amount: int = 0
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One of `limit` things at a time, such as a key's calls in flight; refused at once when none is free."""
+
+    name: str
+    limit: int
+
+
+Claim = Rate | Budget | Slot
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a counter stands after an admission: what is left of its limit, and in how many seconds all of it is back."""
+
+    claim: Claim
+    left: int
+    reset_s: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`refused`: the first claim that does not fit, None when all do; then nothing has been taken of any.
+
+    `retry_after_s`: when the refused one will fit again, if nobody else takes it. `standings`: one per claim, in their order.
+    """
+
+    refused: Claim | None
+    retry_after_s: float
+    standings: Sequence[Standing]
+
+
+class Ticket(Protocol):
+    """A place in a fair queue for one of a queue's slots. First come, first served, over all workers and machines."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Waits up to `timeout_s` seconds; True once the slot is the holder's. May be called again after False."""
+
+    def leave(self) -> None:
+        """Gives the slot back, or the place in the queue up. Safe to call twice."""
+
+
+class StateLost(Exception):
+    """The shared state cannot be reached: `on_state_loss` says what that means to a call."""
+
+
+class State(Protocol):
+    """What an engine does. Thread-safe. Raises StateLost where it cannot; the memory engine never does."""
+
+    def admit(self, holder: str, claims: Sequence[Claim]) -> Verdict:
+        """Takes all of the claims for `holder` (a call's id), or none."""
+
+    def settle(self, holder: str, actual: Mapping[str, int]) -> None:
+        """The holder's call has ended: slots come back, and what it really used of a Rate or Budget, by its name, replaces what
+        it took. What is not named stays as taken. An unknown holder is no error."""
+
+    def queue(self, name: str, limit: int, size: int, holder: str) -> Ticket | None:
+        """Joins the queue for one of `limit` slots; None when `size` others are waiting already."""
+
+    def fail(self, name: str, limit: int, rest_s: float | None) -> float:
+        """One more failure in a row of `name` (an address, a target); at `limit` it rests for `rest_s` seconds (None: until it
+        is forgiven). The seconds that it rests from now on, 0.0 while it does not; infinite without an end."""
+
+    def rest(self, name: str, rest_s: float) -> None:
+        """`name` (an upstream key) rests for `rest_s` seconds."""
+
+    def resting(self, names: Sequence[str]) -> Mapping[str, float]:
+        """Those of the names that rest, and for how many seconds still. Costs no round trip while nothing rests, where
+        the engine can know that."""
+
+    def trial(self, name: str, within_s: float) -> bool:
+        """Whether the caller may try what has just rested (half-open): one caller at a time, until `forgive`, `fail` or
+        `within_s` seconds have gone by. True for what has never failed."""
+
+    def forgive(self, name: str) -> None:
+        """A success: failures and rest of `name` are forgotten."""
+
+    def get(self, name: str) -> bytes | None:
+        """A cache's entry, unless it is gone."""
+
+    def put(self, name: str, data: bytes, ttl_s: float, max_bytes: int) -> None:
+        """Keeps a cache's entry for `ttl_s` seconds at most; all of them together stay within `max_bytes`, the least recently
+        used go first."""
+
+    def close(self) -> None:
+        """Ends connections and threads; what was spent is on disk."""
