@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from proxy import wire
@@ -17,6 +17,20 @@ ANSWER_LIMIT = 64 * 1024 * 1024  # bytes of an answer that is held
 RETRY_INFO = ("retry-after", "x-should-retry")
 CODINGS = ("gzip", "x-gzip", "deflate")
 STREAMS = ("text/event-stream", "application/x-ndjson", "application/jsonl", "application/x-jsonlines")
+
+
+def overhear(raw: Any, hear: Callable[[bytes], None]) -> None:
+    """Lets `hear` have every piece of a body's payload as it comes, whoever reads it: a mapper, a relay or the pump."""
+    name = "take" if raw.conn is not None else "read1"  # where pieces come off a socket, and where they are made
+    inner = getattr(raw, name)
+
+    def overheard(*wire: bytes) -> bytes:
+        piece: bytes = inner(*wire)
+        if piece:
+            hear(piece)
+        return piece
+
+    setattr(raw, name, overheard)
 
 
 def field_of(fields: Fields, name: str) -> str | None:
@@ -70,9 +84,9 @@ def json_answer(body: bytes) -> Any:
 
 
 def scrubbed(error: BackendError, target: Target) -> BackendError:
-    if target.key:
-        error.message = error.message.replace(target.key, "***")
-        error.headers = tuple((name, value.replace(target.key, "***")) for name, value in error.headers)
+    for key in target.secrets:
+        error.message = error.message.replace(key, "***")
+        error.headers = tuple((name, value.replace(key, "***")) for name, value in error.headers)
     return error
 
 

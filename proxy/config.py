@@ -112,8 +112,13 @@ class Target:
     system_policy: str = "inline"  # inline hoist user
     azure_api_version: str | None = None
     azure_deployment: str | None = None
+    secrets: set[str] = field(default_factory=set, repr=False, compare=False)  # every key that its requests have carried
     line: int = 0
     dialect_line: int = 0
+
+    def __post_init__(self) -> None:
+        if self.key:
+            self.secrets.add(self.key)
 
 
 @dataclass(frozen=True)

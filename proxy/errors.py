@@ -92,12 +92,20 @@ class BackendError(ProxyError):
 
     status = 502
     source = "backend"
+    cause = ""  # what `retries.on` calls it, where it is not the status that the backend answered
+
+
+class Unreachable(BackendError):
+    """No connection, or one that ended before anything of an answer came."""
+
+    cause = "connect"
 
 
 class BackendTimeout(BackendError):
     """The backend did not answer in time."""
 
     status = 504
+    cause = "timeout"
 
 
 class ClientGone(ProxyError):

@@ -23,6 +23,7 @@ from proxy.translate import Endpoint, Step
 
 if TYPE_CHECKING:
     from proxy.losses import Ledger
+    from proxy.traffic import Traffic
 
 Functions = Mapping[str, Any]
 PASSED = Entry(key="/*", origin="route")
@@ -53,6 +54,7 @@ class Generation:
         self.keys = keys.Keys(config.master_key, config.system.open_to, self.cerbere)
         self.router = Router(config)
         self._ledger: Ledger | None = None
+        self.traffic: Traffic | None = None
         self.places = {name: self._place(target) for name, target in config.targets.items()}
 
     def find(self, place: Place, front: str, method: str, path: str) -> tuple[Endpoint, Mapping[str, str]] | None:

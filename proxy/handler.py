@@ -13,11 +13,12 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 
 from proxy import dialects, pump
+from proxy.answers import overhear
 from proxy.call import DONT_WAIT, Call, Waiting
 from proxy.errors import BadRequest, ClientGone, ProxyError, Refused
 from proxy.gates.keys import ALL_HEADERS
@@ -411,6 +412,8 @@ class Reply:
         self.call: Call | None = None
         self.extra: Fields = []  # CORS
         self.started = False
+        self.content = False  # something that is more than a keep-alive has gone: nothing else may be tried instead
+        self.heard: tuple[Callable[[bytes], None], ...] = ()  # who hears the body as it goes
         self.tail = b""  # the last bytes of the body, which tell the usage
         self.streaming = False  # events are being sent: a fault can still be told
         self.chunked = False
@@ -427,8 +430,10 @@ class Reply:
         bare = status in (204, 304) or status < 200
         length = [] if bare else [("content-length", str(len(body)))]
         head = self._head_bytes(status, [*fields, *length])
-        self.started = True
+        self.started = self.content = True
         self.tail = body
+        for hear in self.heard:
+            hear(body)
         self.handler.send_bytes(head if self._bodiless or bare else head + body)
 
     def start(self, status: int, fields: Fields, length: int | None) -> None:
@@ -459,7 +464,14 @@ class Reply:
         """The next bytes of the body."""
         if not data or self._bodiless:
             return
+        self.content = True
         self.tail = data if len(data) > TAIL else self.tail[-TAIL:] + data
+        for hear in self.heard:
+            hear(data)
+        self.comment(data)
+
+    def comment(self, data: bytes) -> None:
+        """Bytes that are not of the answer: a keep-alive."""
         head, self._head = self._head, b""
         self.handler.send_bytes(head + (enchunk(data) if self.chunked else data))
 
@@ -469,6 +481,8 @@ class Reply:
         if self._bodiless or not pump.suits(body, handler.request):
             return False
         self.flush()
+        for hear in self.heard:
+            overhear(body, hear)
         with handler.turn:
             self.tail += handler.server.pump.run(body, handler.request, self.chunked)
         self.streaming = False

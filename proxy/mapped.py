@@ -193,7 +193,7 @@ class Mapped:
         if not logger.isEnabledFor(logging.DEBUG):
             return
         text = (body if isinstance(body, bytes) else wire.dumps(body)).decode("utf-8", "replace")
-        for secret in (self._relay.generation.config.master_key, self._endpoint.target.key):
+        for secret in (self._relay.generation.config.master_key, *self._endpoint.target.secrets):
             text = text.replace(secret, "***") if secret else text
         logger.debug("%s %s: %s", self._call.id, what, text[:DEBUG_SHOWN])
 

@@ -8,14 +8,27 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
 
 from proxy import wire
-from proxy.answers import ANSWER_LIMIT, CODINGS, ERROR_LIMIT, STREAMS, decoded, field_of, kind_of, read_all, scrubbed
+from proxy.answers import (
+    ANSWER_LIMIT,
+    CODINGS,
+    ERROR_LIMIT,
+    STREAMS,
+    decoded,
+    field_of,
+    kind_of,
+    overhear,
+    raise_for_error,
+    read_all,
+    scrubbed,
+)
 from proxy.call import Call
 from proxy.config import Target
 from proxy.dialects import load, path_params, told
@@ -50,8 +63,11 @@ class Relay:
         self.request, self.reply = request, reply
         self._routed = routed
         self._raw: bytes | None = None  # the request's body, once read
-        self._sent_model: str | None = None
-        self._renamed = False
+        # what traffic (see `proxy/traffic.py`) sets where it has a say; a plain call leaves them alone
+        self.leaves: Callable[[Any], Any] | None = None  # has a look at each body that leaves for a backend
+        self.hears: tuple[Callable[[bytes], None], ...] = ()  # hear what the backend answers
+        self.try_on: Container[int] = ()  # statuses that are raised, because something else can be tried
+        self.key_fields: Mapping[str, str] = {}  # the upstream key that is this call's, where the target has several
 
     def run(self) -> None:
         """Answers the request. Raises ProxyError while a status can still be sent; later faults end the reply visibly."""
@@ -70,6 +86,16 @@ class Relay:
         if router.needs_model and header is None and self._routed is None and self._is_json():
             body = self.read_json()
         choice = router.choose(header, self._routed, self.asked(body, path_params(call.front, request.method, call.path)))
+        if self.generation.traffic is not None:
+            self.generation.traffic.run(self, choice)
+        else:
+            self.once(choice)
+
+    def once(self, choice: Choice) -> None:
+        """One attempt: the chosen target's endpoint, its backend, the reply. Raises ProxyError."""
+        call, request = self.call, self.request
+        self._sent_model: str | None = None
+        self._renamed = False
         place = self.generation.places[choice.target]
         call.target = choice.target
         found = self.generation.find(place, call.front, request.method, call.path)
@@ -107,6 +133,8 @@ class Relay:
     ) -> requests.Response:
         """The backend's answer, redirects followed within its own origin."""
         target, config = endpoint.target, self.generation.config
+        if self.leaves is not None:
+            body = self.leaves(body)
         first_byte_s = config.system.deadlines.first_byte
         for _ in range(HOPS + 1):
             prepared = requests.PreparedRequest()
@@ -120,6 +148,11 @@ class Relay:
                 field_of(raw.fields, "location") if 300 <= answer.status_code < 400 and answer.status_code != 304 else None
             )
             if location is None:
+                if answer.status_code in self.try_on:
+                    with closing(raw):
+                        raise_for_error(answer.status_code, raw, endpoint)
+                for hear in self.hears:
+                    overhear(raw, hear)
                 return answer
             answer.raw.close()
             url = _redirected(url, location)
@@ -165,6 +198,7 @@ class Relay:
         if place.target.auth == "passthrough":
             headers.update(keys.passed_through(given))
         headers.update(place.static_headers)
+        headers.update(self.key_fields)
         return headers
 
     # --- bytes for bytes
@@ -253,9 +287,9 @@ class Relay:
         if self.reply.started:
             raise scrubbed(facts_of(status, decoded(body), self.call.front), target)
         fields = [(name, value) for name, value in fields if name != "content-encoding"]
-        if target.key:
-            body = body.replace(target.key.encode(), b"***")
-            fields = [(name, value.replace(target.key, "***")) for name, value in fields]
+        for key in target.secrets:
+            body = body.replace(key.encode(), b"***")
+            fields = [(name, value.replace(key, "***")) for name, value in fields]
         self._whole(status, fields, body, raw)
 
     def _whole(self, status: int, fields: Fields, body: bytes, raw: Any) -> None:
@@ -317,7 +351,7 @@ class Relay:
         def tick() -> None:
             if not reply.started:
                 reply.start_stream(wire.stream_fields(framing))
-            reply.piece(front.keepalive)
+            reply.comment(front.keepalive)
 
         waits.tick = tick
 

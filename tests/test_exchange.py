@@ -20,7 +20,7 @@ import trustme
 
 from proxy.adapters.exchange import IDLE_CONNECTIONS, Exchange
 from proxy.call import Waiting
-from proxy.errors import BackendError, BackendTimeout, ClientGone, ProxyError
+from proxy.errors import BackendError, BackendTimeout, ClientGone, ProxyError, Unreachable
 from tests.backends.literal import TOOK_LONG_S, Literal, Peer, tcp_pair
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -813,7 +813,7 @@ def test_a_backend_that_speaks_no_tls_is_a_fault_and_a_silent_one_a_504(ca_file:
         peer.sock.recv(1000)
         peer.send(OK)
 
-    for script, fault in ((silent, BackendTimeout), (plain, BackendError)):
+    for script, fault in ((silent, BackendTimeout), (plain, Unreachable)):
         with contextlib.closing(Exchange(connect_s=0.3, verify=ca_file)) as exchange, Literal(script) as backend:
             with pytest.raises(BackendError) as caught:
                 get(exchange, backend.url.replace("http:", "https:"))

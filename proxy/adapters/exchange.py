@@ -10,6 +10,7 @@ then, and only then, the request is sent once more on a new one.
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import socket
@@ -27,7 +28,7 @@ from requests.structures import CaseInsensitiveDict
 from requests.utils import get_encoding_from_headers
 
 from proxy.call import Waiting
-from proxy.errors import BackendError, BackendTimeout, ClientGone
+from proxy.errors import BackendError, BackendTimeout, ClientGone, Unreachable
 from proxy.http1 import HEAD_LIMIT, LAST_CHUNK, Dechunker, Fields, ProtocolError, body_length, enchunk, listed, parse_head
 
 logger = logging.getLogger(__name__)
@@ -285,11 +286,12 @@ class Exchange(HTTPAdapter):
             except Stale:
                 conn.close()
                 if not again:
-                    raise BackendError("the backend closed the connection") from None
+                    raise Unreachable("the backend closed the connection") from None
                 conn = self._new(home, waiting)  # another idle one could be as stale
             except (OSError, ProtocolError) as fault:
                 conn.close()
-                raise BackendError(f"the backend's answer could not be read: {_reason(fault)}") from fault
+                kind = Unreachable if isinstance(fault, OSError) else BackendError
+                raise kind(f"the backend's answer could not be read: {_reason(fault)}") from fault
             except BaseException:
                 conn.close()
                 raise
@@ -299,7 +301,7 @@ class Exchange(HTTPAdapter):
     ) -> requests.Response:
         reused, conn.used = conn.used, True
         by = time.monotonic() + getattr(request, "first_byte_s", FOREVER_S)
-        broken: Exception = ProtocolError("it is empty")
+        broken = OSError(errno.ECONNRESET, "it is empty")
         try:
             self._send_request(conn, request, path, waiting, read_s, by)
         except OSError as fault:  # what it answered before it stopped reading may still be there
@@ -428,7 +430,7 @@ class Exchange(HTTPAdapter):
             raise BackendTimeout("the backend could not be connected in time") from fault
         except (OSError, UnicodeError) as fault:  # UnicodeError: the host is no name that DNS can hold
             logger.warning("cannot connect to %s:%d: %s", host, port, _reason(fault))  # the log may say where
-            raise BackendError(f"the backend could not be connected: {_reason(fault)}") from fault
+            raise Unreachable(f"the backend could not be connected: {_reason(fault)}") from fault
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if scheme == "https":
@@ -438,7 +440,7 @@ class Exchange(HTTPAdapter):
             raise BackendTimeout("the backend's TLS handshake did not end in time") from fault
         except OSError as fault:
             sock.close()
-            raise BackendError(f"no TLS connection to the backend: {_reason(fault)}") from fault
+            raise Unreachable(f"no TLS connection to the backend: {_reason(fault)}") from fault
         sock.setblocking(False)
         return Connection(sock, home)
 
