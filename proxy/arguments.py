@@ -6,7 +6,7 @@ import argparse
 
 
 def parser() -> argparse.ArgumentParser:
-    """`command` of what it parses is serve, check, connect or key."""
+    """`command` of what it parses is serve, or the name of a file in proxy/commands/."""
     top = argparse.ArgumentParser(
         prog="python -m main",
         description="mooltiproxy: any LLM client in front, any LLM backend behind. Without a command it serves.",
@@ -50,6 +50,16 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_config(key)
     key.set_defaults(command="key")
+    reload = commands.add_parser(
+        "reload",
+        help="let the running proxy take the changed configuration",
+        description="Checks the configuration, then has the running proxy load it, mappers.py and prompters.py. Calls in "
+        "flight go on. If anything is faulty the old configuration goes on; the faults are printed, and the exit status is 1.",
+        epilog="example: python -m main reload --config team.yaml",
+    )
+    _add_config(reload)
+    reload.add_argument("--port", type=_port, default=argparse.SUPPRESS, help="where it listens, if it was started with --port")
+    reload.set_defaults(command="reload")
     return top
 
 

@@ -53,6 +53,7 @@ class System:
     body_limit: int = 32 * 1024 * 1024  # bytes
     connections: int = 4096
     log: Log = Log()
+    watch: bool = False  # reload when one of the files changes
     local_only: bool = False  # `--target`: a local Host only, no cross-origin pages
 
 

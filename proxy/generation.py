@@ -55,6 +55,8 @@ class Generation:
         self.router = Router(config)
         self._ledger: Ledger | None = None
         self.traffic: Traffic | None = None
+        self.own_paths: tuple[str, ...] = ("/mooltiproxy/",)  # prefixes that pages.py answers
+        self.stamps: Mapping[str, tuple[int, int] | None] = {}  # of the files that it was read from, before they were
         self.places = {name: self._place(target) for name, target in config.targets.items()}
 
     def find(self, place: Place, front: str, method: str, path: str) -> tuple[Endpoint, Mapping[str, str]] | None:

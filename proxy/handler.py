@@ -272,6 +272,11 @@ class Handler(BaseHTTPRequestHandler):
         if request.path == "/healthz" and request.method in ("GET", "HEAD"):
             self.reply.json(200, {"status": "ok"})
             return True
+        if request.path.startswith(generation.own_paths):
+            from proxy.pages import Visit, answer
+
+            answer(Visit(self, request, self.reply, call, generation))
+            return True
         if call.path == "/" and request.method in ("GET", "HEAD") and not generation.serves_root(request.method):
             self.reply.json(200, HELLO)
             return True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+from collections.abc import Iterable
 
 logger = logging.getLogger(__name__)
 
@@ -38,3 +40,16 @@ def settle_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
     except (ImportError, OSError, AttributeError, TypeError):
         logger.debug("this C library keeps what was freed")
+
+
+def stamps(names: Iterable[str]) -> dict[str, tuple[int, int] | None]:
+    """When each file was written (in ns), and its size in bytes; None for one that is not there."""
+    found: dict[str, tuple[int, int] | None] = {}
+    for name in names:
+        try:
+            state = os.stat(name)
+        except OSError:
+            found[name] = None
+        else:
+            found[name] = (state.st_mtime_ns, state.st_size)
+    return found

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from proxy import config as configuration
 from proxy.config import Config
 from proxy.errors import ConfigError
+from proxy.process import stamps
 
 if TYPE_CHECKING:
     from proxy.generation import Generation
 
 ENV_FILE = ".env"
+FILES = ("mappers.py", "prompters.py", ENV_FILE)  # what a generation is read from, beside its configuration
 _loads = itertools.count()
 
 
@@ -72,6 +74,7 @@ class Project:
         from proxy import logs
         from proxy.generation import Generation
 
+        read = stamps((*FILES, *([] if self.arguments.target else [self.arguments.config])))
         mappers, prompters = self.functions("mappers"), self.functions("prompters")
         config = self.overridden(self._config_to_serve(mappers, prompters))
         if before is None or (before.config.system.log, before.config.system.debug) != (config.system.log, config.system.debug):
@@ -81,7 +84,9 @@ class Project:
                 raise ConfigError([f"system.log.file: cannot write {config.system.log.file}: {fault.strerror}"]) from None
         for warning in config.warnings:
             logging.getLogger("proxy").warning("%s", warning)
-        return Generation(config, mappers, prompters, before)
+        generation = Generation(config, mappers, prompters, before)
+        generation.stamps = read
+        return generation
 
     def _config_to_serve(self, mappers: Mapping[str, Any], prompters: Mapping[str, Any]) -> Config:
         if self.arguments.target:

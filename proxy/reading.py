@@ -37,7 +37,7 @@ MAKE_A_KEY = (
     """this makes a good one: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"""
 )
 PROMPTS = "proxy.prompts"  # imported when a prompter is named
-OWN_PATHS = ("/healthz",)
+OWN_PATHS = ("/healthz", "/mooltiproxy", "/mooltiproxy/reload")
 NOT_SETTABLE = frozenset(
     ["connection", "content-length", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"]
 )  # headers that frame a message

@@ -108,6 +108,7 @@ SYSTEM = section(
             ),
             "What is refused as too much",
         ),
+        "watch": (FLAG, "Reload when the configuration, mappers.py or prompters.py changes"),
         "log": (
             section(
                 {

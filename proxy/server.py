@@ -12,7 +12,7 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.server import ThreadingHTTPServer
 from typing import Any
 
@@ -22,6 +22,7 @@ from proxy.generation import Generation
 from proxy.handler import Handler
 from proxy.process import file_limit, settle_memory
 from proxy.pump import Pump
+from proxy.reload import Reloader
 from proxy.turns import Turns
 
 logger = logging.getLogger(__name__)
@@ -53,16 +54,17 @@ class Server(ThreadingHTTPServer):
         self._wake_r, self._wake_w = socket.socketpair()
         self._wake_w.setblocking(False)
         self._asked: list[str] = []
+        self.reload: Callable[[], Sequence[str]] = tuple  # a Reloader, once the worker is whole
 
     # --- the accept loop, in the main thread
-    def serve(self, reload: Callable[[], None]) -> None:
+    def serve(self) -> None:
         """Until `ask("stop")`; "reload" asks for a new generation in between."""
         while True:
             if "stop" in self._asked:
                 break
             if "reload" in self._asked:
                 self._asked.remove("reload")
-                reload()
+                self.reload()
                 continue
             listening = [self.socket] if self._count < self._limit else []
             ready = select.select([*listening, self._wake_r], [], [], 1.0 if not listening else None)[0]
@@ -233,24 +235,7 @@ def work(
     """One worker's life. `changed`: what `generation` was loaded from has been loaded anew by others."""
     server = Server(listening, generation, tls)
 
-    def reload() -> None:
-        try:
-            new = load(server.generation)
-            if tls is not None and tls_context(new.config):  # renewed certificates serve the next handshakes
-                tls.load_cert_chain(CERTIFICATE, PRIVATE_KEY)
-            for name in ("host", "port", "ssl", "client_ca", "workers"):
-                if getattr(new.config.system, name) != getattr(server.generation.config.system, name):
-                    logger.warning("system.%s has changed: that takes a restart", name)
-            old, server.generation = server.generation, new
-            old.close()
-        except ConfigError as fault:
-            for line in ("not reloaded, the old configuration goes on", *fault.faults):
-                logger.error("%s", line)
-        except Exception:
-            logger.exception("not reloaded, the old configuration goes on")
-        else:
-            logger.info("reloaded")
-
+    server.reload = Reloader(server, load, tls, tls_context)
     signal.set_wakeup_fd(server.wake_fd, warn_on_full_buffer=False)  # a signal may reach another thread than this one
     signal.signal(signal.SIGTERM, lambda *_: server.ask("stop"))
     signal.signal(signal.SIGINT, lambda *_: server.ask("stop"))
@@ -258,7 +243,7 @@ def work(
         signal.signal(signal.SIGHUP, lambda *_: server.ask("reload"))
     _hold_signals(False)
     if changed:
-        reload()
-    server.serve(reload)
+        server.reload()
+    server.serve()
     sys.stderr.flush()
     return 0

@@ -35,8 +35,8 @@ FLOORS = (  # a file imports from lower floors, and from its own where a folder 
         "proxy/show.py",
         "proxy/traffic.py",
     ),
-    ("proxy/handler.py",),
-    ("proxy/server.py", "proxy/workers.py", "proxy/banner.py", "proxy/connect.py", "proxy/arguments.py"),
+    ("proxy/handler.py", "proxy/pages.py"),
+    ("proxy/server.py", "proxy/workers.py", "proxy/banner.py", "proxy/connect.py", "proxy/arguments.py", "proxy/reload.py"),
     ("proxy/project.py", "proxy/commands/"),
     ("main.py",),
 )
