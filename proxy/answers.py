@@ -19,22 +19,27 @@ CODINGS = ("gzip", "x-gzip", "deflate")
 STREAMS = ("text/event-stream", "application/x-ndjson", "application/jsonl", "application/x-jsonlines")
 
 
-def overhear(raw: Any, hear: Callable[[bytes], None]) -> None:
-    """Lets `hear` have every piece of a body's payload as it comes, whoever reads it: a mapper, a relay or the pump."""
+def overhear(raw: Any, hear: Callable[[bytes], bytes | None]) -> None:
+    """Lets `hear` have every piece of a body's payload as it comes, whoever reads it: a mapper, a relay or the pump.
+    What it gives back, unless None, is read in the place of the piece."""
     name = "take" if raw.conn is not None else "read1"  # where pieces come off a socket, and where they are made
     inner = getattr(raw, name)
 
     def overheard(*wire: bytes) -> bytes:
         piece: bytes = inner(*wire)
-        if piece:
-            hear(piece)
-        return piece
+        changed = hear(piece) if piece else None
+        if changed == b"" and name == "read1":  # which would be the end
+            return overheard()
+        return piece if changed is None else changed
 
     setattr(raw, name, overheard)
 
 
 def field_of(fields: Fields, name: str) -> str | None:
-    return next((value for key, value in fields if key == name), None)
+    for key, value in fields:
+        if key == name:
+            return value
+    return None
 
 
 def kind_of(fields: Fields) -> str:
@@ -84,7 +89,7 @@ def json_answer(body: bytes) -> Any:
 
 
 def scrubbed(error: BackendError, target: Target) -> BackendError:
-    for key in target.secrets:
+    for key in tuple(target.secrets):  # another call may bring a new one
         error.message = error.message.replace(key, "***")
         error.headers = tuple((name, value.replace(key, "***")) for name, value in error.headers)
     return error

@@ -7,7 +7,7 @@ import socket
 import sys
 from pathlib import Path
 
-from proxy.config import Config, Target
+from proxy.config import Config, Pool, Target
 from proxy.generation import Generation
 
 
@@ -30,6 +30,11 @@ def announce(generation: Generation, listening: socket.socket) -> None:
             else ""
         )
         lines.append(f"  target  {target.name:<12} {target.url}{route}  {' '.join(marks)}".rstrip())
+    for pool in config.pools.values():
+        marks = ["default"] if pool.name == config.default else []
+        lines.append(f"  pool    {pool.name:<12} {pool.strategy} over {', '.join(pool.members)}  {' '.join(marks)}".rstrip())
+    if config.console:
+        lines.append(f"  console {url}/console")
     lines.append("  gates   " + ", ".join(_gates(config)))
     lines += ["", "  a first request:", "  " + _curl(config, url), ""]
     try:
@@ -51,6 +56,10 @@ def _gates(config: Config) -> list[str]:
     gates.append(f"ban after {config.cerbere.max_tries} wrong keys")
     lists = {"whitelist": config.cerbere.whitelist, "blacklist": config.cerbere.blacklist, "only": config.cerbere.only}
     gates += [name for name, networks in lists.items() if networks]
+    if config.keys:
+        gates.append(f"{len(config.keys)} key{'s' * (len(config.keys) > 1)} of people")
+    named = {"limits": config.limits or any(target.limits for target in config.targets.values()), "guard": config.guard}
+    gates += [name for name, is_on in {**named, "prices": config.prices}.items() if is_on]
     if config.system.client_ca:
         gates.append("client certificates")
     return gates
@@ -63,19 +72,23 @@ def key(config: Config) -> str:
     if "MOOLTIPROXY_KEY" in os.environ and not config.system.masterkey:
         return "$MOOLTIPROXY_KEY"
     program = Path(sys.modules["__main__"].__file__ or "main.py").resolve()
+    program = program if program.is_file() else program.parent  # the file that it is packed into
     return f"$(cd '{Path.cwd()}' && '{sys.executable}' '{program}' key --config '{config.file or 'config.yaml'}')"
 
 
-def model(config: Config, target: Target) -> str | None:
+def model(config: Config, target: Target | Pool) -> str | None:
     """A model that the target is known to have, if any is."""
     rules = (rule.pattern for rule in config.models if rule.target == target.name and "*" not in rule.pattern)
-    return next(rules, None) or target.model or ("demo" if target.url.startswith("demo:") else None)
+    known = next(rules, None)
+    if isinstance(target, Pool):
+        return known or model(config, config.targets[next(iter(target.members))])
+    return known or target.model or ("demo" if target.url.startswith("demo:") else None)
 
 
 def _curl(config: Config, url: str) -> str:
     secret = key(config)
     options = "-k " if config.system.ssl else ""
     authorization = f' -H "Authorization: Bearer {secret}"' if secret else ""
-    named = model(config, config.targets[config.default]) or "MODEL"
+    named = model(config, config.named(config.default)) or "MODEL"
     body = f'{{"model": "{named}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     return f"curl {options}{url}/v1/chat/completions{authorization} -H 'Content-Type: application/json' -d '{body}'"

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from proxy.errors import BackendTimeout, ClientGone
 from proxy.turns import Turn
 
-WAITED_READ = select.POLLIN if hasattr(select, "poll") else 1
-WAITED_WRITE = select.POLLOUT if hasattr(select, "poll") else 4
+HAS_POLL = hasattr(select, "poll")
+WAITED_READ, WAITED_WRITE = (select.POLLIN, select.POLLOUT) if HAS_POLL else (1, 4)
 DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
 GONE = getattr(select, "POLLRDHUP", 0)  # Linux: the peer has ended its side, whatever is still unread
 
@@ -30,6 +30,7 @@ class Call:
     front: str = "openai"
     id: str = field(default_factory=lambda: os.urandom(14).hex())
     started: float = field(default_factory=time.monotonic)
+    now: int = field(default_factory=lambda: int(time.time()))  # Unix seconds
     key_name: str | None = None
     target: str | None = None
     model_asked: str | None = None
@@ -41,8 +42,16 @@ class Call:
     first_byte_s: float | None = None  # after `started`
     tokens_in: int | None = None
     tokens_out: int | None = None
+    cache: str | None = None  # hit miss off, where the target has one
+    tokens_cached: int | None = None  # of tokens_in
+    cost: float | None = None  # US dollars, where there are prices
+    tags: tuple[str, ...] = ()  # of the key
     lost: tuple[str, ...] = ()
+    attempts: tuple[str, ...] = ()  # that failed: "target cause"
     waits: Waiting | None = None
+    conversation: str | None = None  # that it belongs to, where somebody said so
+    title: str | None = None  # of that conversation
+    about: str | None = None  # the conversation that it sums up, without being part of it
 
     def elapsed_s(self) -> float:
         """Seconds since the request's header was read."""
@@ -61,10 +70,11 @@ class Waiting:
         self._encrypted = encrypted
         self.tick: Callable[[], None] | None = None
         self.tick_s = 10.0
+        self.queued: Callable[[str, int], None] = lambda target, by: None  # hears +1 when it joins a target's queue, then -1
 
     def wait(self, backend: socket.socket, write: bool, until: float) -> None:
         """Returns when the backend's socket is ready. Raises ClientGone, or BackendTimeout at `until` (monotonic)."""
-        ready = self._poll if hasattr(select, "poll") else self._select
+        ready = self._poll if HAS_POLL else self._select
         next_tick = time.monotonic() + self.tick_s if self.tick else until
         while True:
             now = time.monotonic()
@@ -87,15 +97,24 @@ class Waiting:
         """Around what may block: the call's turn at computing is somebody else's meanwhile."""
         return self._turn or nullcontext()
 
-    def _poll(self, backend: socket.socket, write: bool, timeout_s: float) -> bool:
+    def look(self) -> None:
+        """Raises ClientGone when the client has left, where the system can tell at once."""
+        if hasattr(select, "poll") and self._poller().poll(0):
+            self._look_at_client()
+
+    def _poller(self) -> select.poll:
         poller = select.poll()
-        fd = backend.fileno()
-        poller.register(fd, WAITED_WRITE if write else WAITED_READ)
         if self._client is not None:
             poller.register(self._client, GONE if self._encrypted and GONE else WAITED_READ | GONE)
+        return poller
+
+    def _poll(self, backend: socket.socket, write: bool, timeout_s: float) -> bool:
+        poller, fd = self._poller(), backend.fileno()
+        poller.register(fd, WAITED_WRITE if write else WAITED_READ)
         ready = poller.poll(timeout_s * 1000 + 1)
-        if any(each[0] == fd for each in ready):
-            return True
+        for found, _ in ready:
+            if found == fd:
+                return True
         if ready:
             self._look_at_client()
         return False

@@ -25,8 +25,17 @@ def expand(target: Target, front: str, exists: Callable[[str], bool], aliases: b
     if own is not client:
         prompted = target.prompter is not None
         mapped = (_mapped(route, client, own, exists, prompted) for route in client.routes)
+        if target.url.startswith("command://"):
+            mapped = (_limited(entry) for entry in mapped)
         entries += [entry for entry in mapped if (entry.method, entry.key) not in taken]
     return [replace(entry, origin="dialect", line=target.line) for entry in entries]
+
+
+def _limited(entry: Entry) -> Entry:
+    """A completion by a program: within its limits, which are told by the client's names."""
+    if entry.path != "/completion" or not entry.in_:
+        return entry
+    return replace(entry, in_=(*entry.in_[:-1], "limitsReqLlamaCpp", entry.in_[-1]))
 
 
 def _relative(path: str, own: Dialect) -> str:

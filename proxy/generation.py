@@ -6,27 +6,26 @@ first client of an API asks, so that nothing is imported that nobody uses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
 import requests
 from requests.adapters import BaseAdapter
 
-from proxy import dialects
-from proxy.config import Config, Entry, Target, find_mapper, find_prompter
-from proxy.expand import expand
+from proxy.config import Config, Target
+from proxy.endpoints import Endpoints, Functions
+from proxy.errors import ConfigError
 from proxy.gates import cerbere, keys
-from proxy.routing import Paths, Router, is_safe, joined, with_version
-from proxy.translate import Endpoint, Step
+from proxy.routing import Paths, Router, is_safe
+from proxy.sessions import session_of, static_headers
+from proxy.translate import Endpoint
 
 if TYPE_CHECKING:
     from proxy.losses import Ledger
+    from proxy.records import Records
+    from proxy.state import State
     from proxy.traffic import Traffic
-
-Functions = Mapping[str, Any]
-PASSED = Entry(key="/*", origin="route")
 
 
 @dataclass
@@ -48,16 +47,27 @@ class Generation:
 
     def __init__(self, config: Config, mappers: Functions, prompters: Functions, before: Generation | None = None) -> None:
         self.config = config
-        self._mappers, self._prompters = mappers, prompters
+        self.mappers, self.prompters = mappers, prompters
         kept = before.cerbere if before is not None and before.config.cerbere == config.cerbere else None
-        self.cerbere: cerbere.Gate = kept or cerbere.Gate(config.cerbere)  # bans outlive a reload
+        self._began: Config = before._began if before is not None else config  # where the state is takes a restart to change
+        self._state: State | None = before._state if before is not None else None
+        self.cerbere: cerbere.Gate = kept or self._gate()  # bans outlive a reload
         self.keys = keys.Keys(config.master_key, config.system.open_to, self.cerbere)
         self.router = Router(config)
         self._ledger: Ledger | None = None
         self.traffic: Traffic | None = None
+        self.records = _records(config, self._began)
         self.own_paths: tuple[str, ...] = ("/mooltiproxy/",)  # prefixes that pages.py answers
+        if config.console:
+            self.own_paths += ("/console/",)
+        self.own_pages = config.records.pages if config.records else frozenset()  # paths that it answers, too
         self.stamps: Mapping[str, tuple[int, int] | None] = {}  # of the files that it was read from, before they were
+        self._endpoints = Endpoints(config, mappers, prompters)
         self.places = {name: self._place(target) for name, target in config.targets.items()}
+        if config.traffic:
+            from proxy.traffic import Traffic
+
+            self.traffic = Traffic(self, before.traffic if before else None)
 
     def find(self, place: Place, front: str, method: str, path: str) -> tuple[Endpoint, Mapping[str, str]] | None:
         """The endpoint of a request at a target, and its placeholders. `mapping` wins over `dialect`, that over `route`."""
@@ -68,23 +78,17 @@ class Generation:
                 paths = place.expanded.setdefault(front, self.expansion(place, front))
             found = paths.find(method, path)
         if found is None and place.passes and is_safe(path):
-            return self._endpoint(place.target, PASSED, joined(place.target.url, path), "", []), {}
+            return self._endpoints.passed(place.target, path), {}
         return found
 
     def expansion(self, place: Place, front: str) -> Paths[Endpoint]:
         """What the target's `dialect` is shorthand for, to the clients of one API."""
-        target = place.target
-        entries = expand(target, front, self.has_mapper, bool(place.aliases))
-        return Paths.of([(entry, self._dialect_endpoint(target, entry, place.aliases)) for entry in entries])
+        return self._endpoints.of_dialect(place.target, front, place.aliases)
 
     def serves_root(self, method: str) -> bool:
         """Whether `/` of the default target is mapped: if not, a bare look at it is answered without a key."""
-        place = self.places[self.config.default]
-        return place.passes or place.mapping.find(method, "/") is not None
-
-    def has_mapper(self, name: str) -> bool:
-        """Whether a mapper of that name can be called: the user's or a built-in one."""
-        return self._mapper(name) is not None
+        places = [self.places[name] for name in self.config.members(self.config.default)]
+        return any(place.passes or place.mapping.find(method, "/") is not None for place in places)
 
     @property
     def ledger(self) -> Ledger:
@@ -95,122 +99,59 @@ class Generation:
             self._ledger = Ledger()
         return self._ledger
 
+    @property
+    def state(self) -> State:
+        """What workers and machines share: opened when a generation that needs it is built; it outlives reloads."""
+        if self._state is None:
+            from proxy.state.open import open_state
+
+            began, budgets = self._began, any(key.budget for key in self.config.keys.values())
+            self._state = open_state(began.state, began.system.workers, began.on_state_loss, budgets)
+        return self._state
+
+    def end(self) -> None:
+        """The process ends: what was spent is kept, slots come back."""
+        if self.traffic is not None:
+            self.traffic.end()
+        if self._state is not None:
+            self._state.close()
+
     def close(self) -> None:
-        """Ends the idle connections to the backends."""
+        """Ends the idle connections to the backends, and has the records written."""
+        if self.records is not None:
+            self.records.close()
         for place in self.places.values():
             place.session.close()
 
+    @property
+    def workers(self) -> int:
+        """How many processes there are: as many as were wanted at the start, whatever a reload has read since."""
+        return self._began.system.workers
+
     # --- building
+    def _gate(self) -> cerbere.Gate:
+        if self._began.state == "memory" and self._began.system.workers == 1:
+            return cerbere.Gate(self.config.cerbere)
+        from proxy.gates.bans import gate
+
+        return gate(self.config, self.state)
+
     def _place(self, target: Target) -> Place:
         aliases = self.router.aliases(target.name)
-        session = _session(target, self.config)
-        pairs = [(entry, self._mapping_endpoint(target, entry, aliases)) for entry in target.mapping]
-        passes = not target.mapping and not target.dialect
-        adapter = session.get_adapter(target.url)
-        return Place(target, session, adapter, aliases, Paths.of(pairs), passes, static_headers=_static_headers(target))
-
-    def _mapping_endpoint(self, target: Target, entry: Entry, aliases: list[str]) -> Endpoint:
-        url = target.url.rstrip("/")
-        path = entry.path if entry.path is not None else entry.key
-        stream_path = entry.stream_path if entry.stream_path is not None else path
-        return self._endpoint(target, entry, url + path, url + stream_path, aliases)
-
-    def _dialect_endpoint(self, target: Target, entry: Entry, aliases: list[str]) -> Endpoint:
-        base = with_version(target.url, target.dialect or "openai")
-        path = entry.path or ""
-        stream_path = entry.stream_path or path
-        if target.azure_api_version:
-            return self._endpoint(target, entry, _azure(target, path), _azure(target, stream_path), aliases)
-        return self._endpoint(target, entry, base + path, base + stream_path, aliases, base + (entry.before or ""))
-
-    def _endpoint(
-        self, target: Target, entry: Entry, url: str, stream_url: str, aliases: list[str], before_url: str = ""
-    ) -> Endpoint:
-        prompter = entry.prompter or target.prompter
-        template = entry.template or target.template
-        given = {"path": entry.path, "in": list(entry.in_), "out": list(entry.out), "stream_path": entry.stream_path}
-        cfg: dict[str, Any] = {name: value for name, value in given.items() if value}
-        cfg.update(key=entry.key, aliases=aliases, url=target.url)
-        if template:
-            cfg["template"] = dict(self.config.templates[template])
-        if prompter:
-            cfg["prompter"] = self._prompter(prompter)
-        inward, outward, stream = (self._chain(names) for names in (entry.in_, entry.out, entry.stream))
-        functions = [step.function for step in (*inward, *outward, *stream)] + ([cfg["prompter"]] if prompter else [])
-        return Endpoint(
-            target=target,
-            entry=entry,
-            url=url,
-            stream_url=stream_url,
-            inward=inward,
-            outward=outward,
-            stream=stream,
-            own=not all(function.__module__.startswith("proxy.") for function in functions),
-            answer=self._chain((entry.answer,))[0] if entry.answer else None,
-            before_url=before_url,
-            before=self._chain((entry.before_in or "", entry.before_out or "")) if entry.before else (),
-            cfg=cfg,
-        )
-
-    def _chain(self, names: tuple[str, ...]) -> tuple[Step, ...]:
-        steps = []
-        for name in names:
-            function = self._mapper(name)
-            if function is None:
-                raise KeyError(name)  # the configuration's check knows every name a person can write
-            steps.append(Step(name, function))
-        return tuple(steps)
-
-    def _mapper(self, name: str) -> Callable[..., Any] | None:
-        return find_mapper(name, self._mappers)
-
-    def _prompter(self, name: str) -> Callable[..., Any]:
-        prompter = find_prompter(name, self._prompters)
-        if prompter is None:
-            raise KeyError(name)
-        return prompter
+        session = session_of(target, self.config)
+        adapter, passes = session.get_adapter(target.url), not target.mapping and not target.dialect
+        mapping = self._endpoints.of_mapping(target, aliases)
+        return Place(target, session, adapter, aliases, mapping, passes, static_headers=static_headers(target))
 
 
-def _azure(target: Target, path: str) -> str:
-    """Azure OpenAI's URL of an operation: below the deployment where it has a model, else below /openai."""
-    deployment = target.azure_deployment or "{model}"
-    below = "" if path.startswith(("/models", "/files", "/batches", "/*")) else f"/deployments/{deployment}"
-    base = target.url.rstrip("/")
-    base = base if base.endswith("/openai") else base + "/openai"
-    return f"{base}{below}{path}?api-version={target.azure_api_version}"
+def _records(config: Config, began: Config) -> Records | None:
+    if not config.records:
+        return None
+    before, new = began.records, config.records
+    if began.system.workers > 1 and new.metrics and not (before and before.metrics):
+        raise ConfigError(["records.metrics: to switch it on takes a restart, as the workers count together"])
+    if began.system.workers > 1 and new.dataset and not new.dataset.session and not (before and before.dataset):
+        raise ConfigError(["records.dataset: to switch it on without a `session` takes a restart"])
+    from proxy.records import Records
 
-
-def _session(target: Target, config: Config) -> requests.Session:
-    """A session of its own per target: cookies off, the environment not asked, the adapter that the url's scheme wants."""
-    session = requests.Session()
-    session.trust_env = False
-    session.adapters.clear()
-    scheme = urlsplit(target.url).scheme
-    if scheme == "demo":
-        from proxy.adapters.demo import Demo
-
-        session.mount("demo://", Demo())
-    elif target.proxy:
-        from proxy.adapters.outbound import Outbound
-
-        connect_s = config.system.deadlines.connect
-        session.mount(scheme + "://", Outbound(target.proxy, connect_s, target.verify, target.cert))
-    else:
-        from proxy.adapters.exchange import Exchange
-
-        deadlines = config.system.deadlines
-        session.mount(scheme + "://", Exchange(deadlines.connect, deadlines.header, target.verify, target.cert))
-    return session
-
-
-def _static_headers(target: Target) -> dict[str, str]:
-    """What every request to the target carries: its host, its key in the style it wants, what its API and its entry add."""
-    headers = {"host": urlsplit(target.url).netloc.rpartition("@")[2]}
-    if target.dialect:
-        headers.update(dialects.load(target.dialect).headers)
-    if target.key and target.auth == "bearer":
-        headers["authorization"] = f"Bearer {target.key}"
-    elif target.key and target.auth not in ("none", "passthrough"):
-        headers[target.auth] = target.key
-    headers.update({name.lower(): value for name, value in target.headers.items()})
-    return headers
+    return Records(config)

@@ -259,6 +259,8 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(call, ProxyError("the proxy failed; its log says why", code="internal_error"))
         finally:
             self.turn.give()
+            if generation.records is not None:
+                generation.records.end(call)
             self._log(call)
 
     def _answered_here(self, request: Request, call: Call, generation: Generation) -> bool:
@@ -272,7 +274,7 @@ class Handler(BaseHTTPRequestHandler):
         if request.path == "/healthz" and request.method in ("GET", "HEAD"):
             self.reply.json(200, {"status": "ok"})
             return True
-        if request.path.startswith(generation.own_paths):
+        if f"{request.path}/".startswith(generation.own_paths) or request.path in generation.own_pages:
             from proxy.pages import Visit, answer
 
             answer(Visit(self, request, self.reply, call, generation))
@@ -315,7 +317,8 @@ class Handler(BaseHTTPRequestHandler):
     def _log(self, call: Call) -> None:
         level = logging.WARNING if call.status >= 500 else logging.INFO
         if logger.isEnabledFor(level):
-            call.tokens_in, call.tokens_out = usage_in(self.reply.tail)
+            if call.tokens_in is None and call.tokens_out is None:
+                call.tokens_in, call.tokens_out = usage_in(self.reply.tail)
             logger.handle(CallRecord(level, call))
 
     # --- bytes
@@ -458,6 +461,11 @@ class Reply:
         """The head of a stream of events: from now on a fault is told as an event."""
         self.start(200, fields, None)
         self.streaming = True
+
+    def withdraw(self) -> None:
+        """Forgets a head that has not gone: another reply takes its place."""
+        if self._head:
+            self._head, self.started, self.streaming, self.chunked = b"", False, False, False
 
     def flush(self) -> None:
         """Sends the head when nothing has gone yet."""

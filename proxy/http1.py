@@ -35,13 +35,11 @@ _good_names: dict[str, str] = {}  # field names seen and found right, as they ca
 
 
 def _field_name(raw: str) -> str:
-    name = _good_names.get(raw)
-    if name is None:
-        if not TOKEN.fullmatch(raw):
-            raise ProtocolError("a header field's name is not a token")
-        name = raw.lower()
-        if len(_good_names) < 1000 and len(raw) <= 64:
-            _good_names[raw] = name
+    if not TOKEN.fullmatch(raw):
+        raise ProtocolError("a header field's name is not a token")
+    name = raw.lower()
+    if len(_good_names) < 1000 and len(raw) <= 64:
+        _good_names[raw] = name
     return name
 
 
@@ -62,7 +60,7 @@ def parse_head(block: bytes) -> tuple[str, Fields]:
         raw, colon, value = line.partition(":")
         if not colon:
             raise ProtocolError("a header line without a colon")
-        fields.append((_field_name(raw), value.strip(" \t")))
+        fields.append((_good_names.get(raw) or _field_name(raw), value.strip(" \t")))
     return lines[0], fields
 
 

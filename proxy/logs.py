@@ -28,6 +28,7 @@ CALL_FACTS = (
     "model_served",
     "status",
     "streams",
+    "attempts",
 )
 
 
@@ -114,6 +115,8 @@ class JsonFormatter(logging.Formatter):
             )
             facts["ms"] = round(call.elapsed_s() * 1000, 1)
             facts.update(tokens_in=call.tokens_in, tokens_out=call.tokens_out)
+            told = {"tokens_cached": call.tokens_cached, "cost_usd": call.cost, "tags": list(call.tags) or None}
+            facts.update({name: value for name, value in told.items() if value is not None})
             if call.error:
                 facts.update(error=call.error, error_source=call.error_source)
         if record.exc_info:

@@ -25,6 +25,7 @@ Path = tuple[str | int, ...]
 NAMING = frozenset({"type", "role", "object", "model", "stream", "stream_options"})
 NEUTRAL = {"n": 1, "temperature": 1, "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0, "candidateCount": 1}
 OPAQUE = frozenset({"parameters", "input_schema", "schema", "input", "args", "parametersJsonSchema", "responseSchema"})
+NESTS = (dict, list)
 DEPTH = 6  # deeper than this a value counts as one
 SHAPES = 2000  # remembered at most
 LOOKED_S = 2.0  # a body that takes longer to look through has more fields than any client's
@@ -163,12 +164,15 @@ def _shown(path: Path) -> str:
 
 def shape(value: Any, depth: int = DEPTH) -> int:
     """Which fields there are, as a number: equal for requests that differ in what they say only. A schema counts as one."""
-    if isinstance(value, dict):
-        if not depth:
-            return 1
-        kind = value.get("type") or value.get("role")
-        inner = frozenset([(name, 2 if name in OPAQUE else shape(member, depth - 1)) for name, member in value.items()])
-        return hash((kind if isinstance(kind, str) else "", inner))
+    if not depth or not isinstance(value, NESTS):
+        return 0
     if isinstance(value, list):
-        return hash(frozenset([shape(member, depth - 1) for member in value])) if depth else 3
-    return 4 if value is None or value == "" or value is False else 5
+        return hash(frozenset([shape(member, depth - 1) for member in value]))
+    kind = value.get("type") or value.get("role")
+    inner: list[Any] = [(None, kind if isinstance(kind, str) else "")]
+    for name, member in value.items():
+        if isinstance(member, NESTS) and name not in OPAQUE:
+            inner.append((name, shape(member, depth - 1)))
+        else:
+            inner.append(name if member else (name, None))  # what is empty is not looked at: see `lost_paths`
+    return hash(frozenset(inner))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 UNWRITABLE = (TypeError, ValueError, RecursionError)  # what writing JSON raises
+LARGE = 256 * 1024  # bytes of a body whose mapping may take long: other calls need not wait for it
 LOOKED_THROUGH = 1024 * 1024  # bytes of a body that waits to be looked through for losses
 DEBUG_SHOWN = 16 * 1024  # characters of a body in the debug log
 
@@ -47,17 +48,20 @@ class Mapped:
     def __init__(self, relay: Relay, place: Place, endpoint: Endpoint, choice: Choice) -> None:
         self._relay, self._call, self._reply = relay, relay.call, relay.reply
         self._place, self._endpoint, self._choice = place, endpoint, choice
-        self._translation = Translation(endpoint, relay.call.id, relay.call.front, relay.request.method, relay.call.path)
+        call, method = relay.call, relay.request.method
+        self._translation = Translation(endpoint, call.id, call.front, method, call.path, call.now)
 
     def run(self, params: Mapping[str, str]) -> None:
         """Answers the request. Raises like `Relay.run`."""
         relay, call, endpoint = self._relay, self._call, self._endpoint
-        body = relay.read_json()
-        if endpoint.own and call.waits:
+        data, rejects = relay.read(), endpoint.target.on_loss == "reject"
+        if call.waits and (endpoint.own or rejects or len(data) > LARGE):
             call.waits.step_aside()
-        if body is None and endpoint.inward and not relay.read():
+        own = wire.loads_request(data) if data and endpoint.own else None  # which a mapper of the user's may change
+        body = own if endpoint.own else relay.read_json()
+        if body is None and endpoint.inward and not data:
             raise BadRequest("the body is empty, where JSON is wanted")
-        self._debug("the client's request", relay.read())
+        self._debug("the client's request", data)
         asked = relay.asked(body, params)
         at_once = self._translation.at_once(body)
         if at_once is not None:
@@ -66,8 +70,7 @@ class Mapped:
         model = self._choice.model or asked
         call.streams = stream = self._translation.wants_stream(body)
         mapped = self._translation.request(body, stream, params, call.query, model)
-        small = len(relay.read()) <= LOOKED_THROUGH
-        if endpoint.inward and endpoint.target.on_loss != "allow" and (small or endpoint.target.on_loss == "reject"):
+        if endpoint.inward and (rejects or (endpoint.target.on_loss != "allow" and len(data) <= LOOKED_THROUGH)):
             self._look_at_losses(body)
         if endpoint.answer:
             self._reply.json(200, self._translation.own_answer(mapped))
@@ -107,6 +110,8 @@ class Mapped:
         rejects = endpoint.target.on_loss == "reject"
         name = f"{self._call.front} → target {endpoint.target.name!r}"
         known = self._relay.generation.ledger.lost(endpoint, name, body, translation.pure, now=rejects)
+        if not known and not translation.told:
+            return
         told = tuple(dict.fromkeys((*known, *translation.told)))
         lost = tuple(path for path in told if not any(path.startswith((f"{other}.", f"{other}[")) for other in told))
         self._call.lost = lost
@@ -132,6 +137,8 @@ class Mapped:
             self._stream(raw, fields)
             return
         body = read_all(raw, ANSWER_LIMIT)
+        if self._call.waits and len(body) > LARGE:
+            self._call.waits.step_aside()
         self._debug("the backend's answer", body)
         mapped = self._translation.answer(json_answer(body))
         if stream:
@@ -200,7 +207,7 @@ class Mapped:
     def _own_fields(self, fields: Fields) -> Fields:
         """Headers of a mapped answer: the backend's request id and limits, the model that really answered, what was lost."""
         call = self._call
-        own = [(name, value) for name, value in fields if name.startswith("x-ratelimit-")]
+        own = [(name, value) for name, value in fields if name.startswith("x-ratelimit-") and name not in self._relay.not_down]
         if self._translation.front.id_header:
             own.append((self._translation.front.id_header, call.id))
         upstream_id = field_of(fields, "x-request-id") or field_of(fields, "request-id")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from proxy.generation import Generation
     from proxy.handler import Handler, Reply, Request
 
-PAGES: Mapping[str, str] = {"/mooltiproxy/reload": "proxy.pages:reload"}  # path, and all below it → the page's place
+PAGES: Mapping[str, str] = {
+    "/mooltiproxy/reload": "proxy.pages:reload",
+    "/console": "proxy.console:serve",
+    "/metrics": "proxy.records.metrics:page",
+}  # path, and all below it → the page's place
+
+GATEWAY = "proxy.records.gateway:serve"  # of the exact paths of `records.gateway_api`
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,19 @@ class Visit:
         self.call.key_name = self.generation.keys.admit(self.request.headers, self.call.client)
         return self.call.key_name
 
+    def viewers_only(self, *methods: str) -> None:
+        """Raises Refused unless the master key asks, or a key with `console: true`, by one of those methods."""
+        name, keys = self.key(), self.generation.config.keys
+        if name != "master" and not (name in keys and keys[name].console):
+            raise Refused(f"{self.request.path} needs the master key, or a key with `console: true`")
+        self.takes(*methods)
+
+    def takes(self, *methods: str) -> None:
+        """Raises Refused (405) for other methods."""
+        if self.request.method not in methods:
+            allowed = ", ".join(methods)
+            raise Refused(f"{self.request.path} takes {allowed} alone", status=405, headers=(("allow", allowed),))
+
     def master_only(self, method: str) -> None:
         """Raises Refused unless the master key asks, by that method."""
         if self.key() != "master":
@@ -50,6 +69,8 @@ def answer(visit: Visit) -> None:
     """Answers a request whose path begins with one of `Generation.own_paths`. Raises ProxyError."""
     path = visit.request.path
     place = next((place for prefix, place in PAGES.items() if path == prefix or path.startswith(prefix + "/")), None)
+    if place is None and path in visit.generation.own_pages:
+        place = GATEWAY
     if place is None:
         visit.key()
         raise Refused(f"there is no page {path}", status=404, code="page_not_found")
@@ -60,11 +81,13 @@ def answer(visit: Visit) -> None:
 def reload(visit: Visit) -> None:
     """POST /mooltiproxy/reload: loads everything anew, in all workers; 422 with the faults when the old goes on."""
     visit.master_only("POST")
-    server = visit.handler.server
-    faults = server.reload()
-    if faults:
-        visit.reply.json(422, {"reloaded": False, "faults": list(faults)})
-        return
-    if visit.generation.config.system.workers > 1 and hasattr(signal, "SIGHUP"):
+    faults = reloaded(visit)
+    visit.reply.json(422 if faults else 200, {"reloaded": False, "faults": list(faults)} if faults else {"reloaded": True})
+
+
+def reloaded(visit: Visit) -> Sequence[str]:
+    """Loads everything anew, in all workers; the faults for which the old goes on."""
+    faults = visit.handler.server.reload()
+    if not faults and visit.generation.workers > 1 and hasattr(signal, "SIGHUP"):
         os.kill(os.getppid(), signal.SIGHUP)  # the supervisor tells the others
-    visit.reply.json(200, {"reloaded": True})
+    return faults

@@ -7,6 +7,8 @@ import importlib.util
 import itertools
 import logging
 import os
+import types
+import zipimport
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +37,12 @@ class Project:
         self.arguments = arguments
         self._home = home
 
+    def shipped(self, name: str) -> bytes:
+        """A file that comes with the program, also when that is one packed file."""
+        if self._home.is_file():
+            return zipimport.zipimporter(str(self._home)).get_data(str(self._home / name))
+        return (self._home / name).read_bytes()
+
     def environment(self) -> dict[str, str]:
         """The environment, with what `.env` of the working directory adds to it."""
         return configuration.read_env_file(ENV_FILE, os.environ)
@@ -44,16 +52,24 @@ class Project:
         functions."""
         path = next((folder / f"{name}.py" for folder in (Path.cwd(), self._home) if (folder / f"{name}.py").is_file()), None)
         if path is None:
-            return {}
+            return self._packed(name)
         spec = importlib.util.spec_from_file_location(f"_user_{name}_{next(_loads)}", path)
         assert spec is not None
-        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         try:
-            spec.loader.exec_module(module)
+            # without cached bytecode, which is not told from a file that is as long and was written in the same second
+            exec(compile(path.read_bytes(), path, "exec"), vars(module))
         except Exception as fault:
             line = _line_in(path, fault)
             raise ConfigError([f"{path.name}{line}: {type(fault).__name__}: {fault}"]) from fault
+        return vars(module)
+
+    def _packed(self, name: str) -> Mapping[str, Any]:
+        """The same of the module that is packed into the program's one file, if it is one."""
+        if not self._home.is_file():
+            return {}
+        module = types.ModuleType(f"_user_{name}_{next(_loads)}")
+        exec(zipimport.zipimporter(str(self._home)).get_code(name), vars(module))
         return vars(module)
 
     def config(self) -> Config:
@@ -62,12 +78,19 @@ class Project:
             self.arguments.config, self.environment(), self.functions("mappers"), self.functions("prompters")
         )
 
+    def config_without_keys(self) -> Config:
+        """The same for what calls nobody: keys that are not in the environment are not missed."""
+        environ = _Anything(self.environment())
+        return configuration.load(self.arguments.config, environ, self.functions("mappers"), self.functions("prompters"))
+
     def overridden(self, config: Config) -> Config:
-        """A configuration with --host, --port and --debug in it."""
+        """A configuration with --host, --port, --debug and --session in it."""
         given = {name: getattr(self.arguments, name, None) or None for name in ("host", "debug")}
         given["port"] = getattr(self.arguments, "port", None)
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        return replace(config, system=replace(config.system, **changes)) if changes else config
+        config = replace(config, system=replace(config.system, **changes)) if changes else config
+        session = getattr(self.arguments, "session", None)
+        return config if session is None else configuration.with_session(config, session or None)
 
     def generation(self, before: Generation | None = None) -> Generation:
         """All of it loaded and ready to serve; `before`: the one that serves until then."""
@@ -92,6 +115,14 @@ class Project:
         if self.arguments.target:
             return configuration.for_target_url(self.arguments.target, self.environment())
         return configuration.load(self.arguments.config, self.environment(), mappers, prompters)
+
+
+class _Anything(dict[str, str]):
+    """An environment in which every variable is set."""
+
+    def get(self, name: str, default: Any = None) -> str:
+        """What is set, else something that is no key."""
+        return super().get(name, "not-a-key")
 
 
 def _line_in(path: Path, fault: Exception) -> str:

@@ -224,7 +224,7 @@ VICUNA = Format(
 
 def _write(form: Format, messages: Any, cfg: Mapping[str, Any]) -> Prompt:
     system, turns = split_system(turns_of(messages), form.default_system, "user" if form.alternates else "system")
-    if all(role == "system" for role, _ in turns):
+    if not turns:
         raise BadRequest(
             "messages must hold more than a system text: this prompt format has no place for one alone", param="messages"
         )
@@ -237,7 +237,7 @@ def _write(form: Format, messages: Any, cfg: Mapping[str, Any]) -> Prompt:
     around = {"system": form.system, "user": form.user, "assistant": form.assistant}
     last_role, last_text = turns[-1]
     closed = turns[:-1] if last_role == "assistant" else turns
-    prompt = template_of(cfg).get("bos", "") + "".join(around[role][0] + text + around[role][1] for role, text in closed)
+    prompt = template_of(cfg).get("bos", "") + "".join([around[role][0] + text + around[role][1] for role, text in closed])
     return prompt + (form.assistant[0] + last_text if last_role == "assistant" else form.ask), list(form.stops)
 
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-import time
-from collections.abc import Callable, Container, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
@@ -25,7 +23,6 @@ from proxy.answers import (
     field_of,
     kind_of,
     overhear,
-    raise_for_error,
     read_all,
     scrubbed,
 )
@@ -42,6 +39,7 @@ from proxy.routing import Choice, fill, model_in
 from proxy.translate import Endpoint, facts_of
 
 if TYPE_CHECKING:
+    from proxy.attempts import Course
     from proxy.handler import Reply, Request
 
 NOT_UP = HOP_BY_HOP | ALL_HEADERS | {"host", "content-length", "cookie", "target", "expect", "origin", "referer"}
@@ -52,6 +50,7 @@ READABLE = ("gzip", "deflate", "identity")
 HELD = 256 * 1024  # bytes of a request body that is held whatever it is, so that it can be sent again
 HOPS = 5  # redirects followed
 METHOD_CHANGES = {301: ("POST",), 302: ("POST",), 303: ("POST", "PUT", "PATCH", "DELETE")}
+Meets = Callable[[Endpoint, requests.PreparedRequest, requests.Response], None]
 ASKS_STREAM = re.compile(rb'"stream"\s*:\s*true')
 
 
@@ -63,10 +62,13 @@ class Relay:
         self.request, self.reply = request, reply
         self._routed = routed
         self._raw: bytes | None = None  # the request's body, once read
+        self._decoded: Any = None
         # what traffic (see `proxy/traffic.py`) sets where it has a say; a plain call leaves them alone
         self.leaves: Callable[[Any], Any] | None = None  # has a look at each body that leaves for a backend
-        self.hears: tuple[Callable[[bytes], None], ...] = ()  # hear what the backend answers
-        self.try_on: Container[int] = ()  # statuses that are raised, because something else can be tried
+        self.hears: tuple[Callable[[bytes], bytes | None], ...] = ()  # hear what the backend answers, and may change it
+        self.not_down = NOT_DOWN  # fields of its answer that the client does not get
+        self.meets: tuple[Meets, ...] = ()  # see what was sent to a backend, and its answer before it is read
+        self.attempts: Course | None = None  # is asked before a request leaves, and about each answer
         self.key_fields: Mapping[str, str] = {}  # the upstream key that is this call's, where the target has several
 
     def run(self) -> None:
@@ -80,6 +82,8 @@ class Relay:
 
     def _run(self) -> None:
         call, request = self.call, self.request
+        if self.generation.records is not None:
+            self.generation.records.begin(self)
         body: Any = None
         router = self.generation.router
         header = request.headers.get("target")
@@ -96,18 +100,31 @@ class Relay:
         call, request = self.call, self.request
         self._sent_model: str | None = None
         self._renamed = False
+        call.model_served, call.lost = None, ()  # another attempt's
         place = self.generation.places[choice.target]
         call.target = choice.target
         found = self.generation.find(place, call.front, request.method, call.path)
         if found is None:
             raise Refused(f"target {choice.target!r} maps no {request.method} {call.path}", status=404, code="path_not_mapped")
         endpoint, params = found
+        if endpoint.target.capabilities and request.method == "POST" and self._is_json():
+            self._must_be_able(endpoint.target)
         if endpoint.entry.unsupported:
             raise Refused(f"target {choice.target!r} has no such operation in its API", status=501, code="not_supported")
         if endpoint.mapped:
             Mapped(self, place, endpoint, choice).run(params)
         else:
             self._bytes(place, endpoint, choice, params)
+
+    @property
+    def changes(self) -> bool:
+        """Whether the client gets other bytes than an unmapped backend sends."""
+        return self._renamed or bool(self.hears)
+
+    def _must_be_able(self, target: Target) -> None:
+        from proxy.capabilities import require
+
+        require(target, self.call, self.read_json())
 
     # --- the request
     def _is_json(self) -> bool:
@@ -119,9 +136,21 @@ class Relay:
             self._raw = self.request.body.read()
         return self._raw
 
+    @property
+    def raw(self) -> bytes | None:
+        """The request's body, where it was read whole."""
+        return self._raw
+
+    def use_body(self, raw: bytes) -> None:
+        """Another body in the place of the client's: what was meant for the proxy has been taken out."""
+        self._raw, self._decoded = raw, None
+
     def read_json(self) -> Any:
-        data = self.read()
-        return wire.loads_request(data) if data else None
+        """The request's body, decoded once: nobody may change it. None: there is none. Raises BadRequest."""
+        if self._decoded is None:
+            data = self.read()
+            self._decoded = wire.loads_request(data) if data else None
+        return self._decoded
 
     def asked(self, body: Any, params: Mapping[str, str] = {}) -> str | None:
         model = model_in(body, params)
@@ -135,12 +164,15 @@ class Relay:
         target, config = endpoint.target, self.generation.config
         if self.leaves is not None:
             body = self.leaves(body)
+        if self.attempts is not None:
+            self.attempts.leaves(body)
         first_byte_s = config.system.deadlines.first_byte
         for _ in range(HOPS + 1):
             prepared = requests.PreparedRequest()
             prepared.method, prepared.url, prepared.body = method, url, body
             prepared.headers = headers  # type: ignore[assignment]
             prepared.waiting = self.call.waits  # type: ignore[attr-defined]
+            prepared.mapped = endpoint.mapped  # type: ignore[attr-defined]
             prepared.first_byte_s = first_byte_s  # type: ignore[attr-defined]
             answer = place.adapter.send(prepared, stream=True, timeout=target.timeout or config.system.timeout)
             raw: Any = answer.raw
@@ -148,11 +180,12 @@ class Relay:
                 field_of(raw.fields, "location") if 300 <= answer.status_code < 400 and answer.status_code != 304 else None
             )
             if location is None:
-                if answer.status_code in self.try_on:
-                    with closing(raw):
-                        raise_for_error(answer.status_code, raw, endpoint)
+                if self.attempts is not None:
+                    self.attempts.answered(answer, endpoint)
                 for hear in self.hears:
                     overhear(raw, hear)
+                for meet in self.meets:
+                    meet(endpoint, prepared, answer)
                 return answer
             answer.raw.close()
             url = _redirected(url, location)
@@ -205,10 +238,10 @@ class Relay:
     def _bytes(self, place: Place, endpoint: Endpoint, choice: Choice, params: Mapping[str, str]) -> None:
         request, call = self.request, self.call
         body: Any = None
-        if self._is_json() or (request.body.length is not None and request.body.length <= HELD):
+        if self._raw is not None or self._is_json() or (request.body.length is not None and request.body.length <= HELD):
             body = self.read() or (b"" if request.body.length != 0 or "content-length" in request.headers else None)
             if body and SEALED in body and endpoint.target.dialect == call.front:
-                self._raw = body = unsealed(call.front, body)
+                body = unsealed(call.front, body)
             call.streams = bool(body) and _asks_stream(body)
             if choice.model and (self._is_json() or (body or b"").lstrip()[:1] == b"{"):
                 body = self._with_model(body, choice.model)
@@ -287,7 +320,7 @@ class Relay:
         if self.reply.started:
             raise scrubbed(facts_of(status, decoded(body), self.call.front), target)
         fields = [(name, value) for name, value in fields if name != "content-encoding"]
-        for key in target.secrets:
+        for key in tuple(target.secrets):  # another call may bring a new one
             body = body.replace(key.encode(), b"***")
             fields = [(name, value.replace(key, "***")) for name, value in fields]
         self._whole(status, fields, body, raw)
@@ -332,7 +365,7 @@ class Relay:
         """One error event in the client's dialect, then the end."""
         call, front = self.call, load(self.call.front)
         call.error, call.error_source = error.message, error.source
-        cfg = {"id": call.id, "now": int(time.time()), "request": {}, "kind": "chat"}
+        cfg = {"id": call.id, "now": call.now, "request": {}, "kind": "chat"}
         self.reply.handler.close_connection = True
         if front.framing(call.query) in ("sse", "named-sse"):
             self.reply.piece(b"\n\n")  # whatever event was cut ends here
@@ -361,7 +394,7 @@ class Relay:
         kept = [
             (name, value)
             for name, value in fields
-            if name not in NOT_DOWN and name not in dropped and not name.startswith("access-control-")
+            if name not in self.not_down and name not in dropped and not name.startswith("access-control-")
         ]
         return [*kept, ("x-upstream-request-id", upstream_id)] if upstream_id else kept
 

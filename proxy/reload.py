@@ -37,6 +37,7 @@ class Reloader:
         self._tls, self._tls_context = tls, tls_context
         self._lock = threading.Lock()
         self._watches = False
+        self._closing: list[threading.Thread] = []  # old generations on their way out
         self._follow()
 
     def __call__(self) -> Sequence[str]:
@@ -56,6 +57,11 @@ class Reloader:
             logger.error("%s", line)
         return faults
 
+    def finish(self) -> None:
+        """At the end: waits until the old generations have written what they had."""
+        for closing in self._closing:
+            closing.join()
+
     def _swap(self) -> None:
         server = self._server
         old = server.generation
@@ -65,8 +71,13 @@ class Reloader:
         for name in FIXED:
             if getattr(new.config.system, name) != getattr(old.config.system, name):
                 logger.warning("system.%s has changed: that takes a restart", name)
+        if (new.config.state, new.config.on_state_loss) != (old.config.state, old.config.on_state_loss):
+            logger.warning("state or on_state_loss has changed: that takes a restart")
+        _hold_against_cassettes(new)
         server.generation = new
-        old.close()
+        closing = threading.Thread(target=old.close, name="closing", daemon=True)  # its records may have much to write yet
+        closing.start()
+        self._closing = [*filter(threading.Thread.is_alive, self._closing), closing]
         self._follow()
 
     def _follow(self) -> None:
@@ -85,3 +96,17 @@ class Reloader:
             if now not in (tried, server.generation.stamps) and server.generation.config.system.watch:
                 server.ask("reload")
                 tried = now
+
+
+def _hold_against_cassettes(new: Generation) -> None:
+    """Raises ConfigError when a recorded call would go another way from now on."""
+    records = new.config.records
+    if records is None or records.cassettes is None:
+        return
+    from proxy.workbench.replaying import prove
+
+    try:
+        prove(new, records.cassettes.folder)
+    except ConfigError:
+        new.close()
+        raise

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
-from proxy.config import Config, Entry, ModelRule, Target
+from proxy.config import Config, Entry, ModelRule, Pool, Target
 from proxy.dialects import compile_path, load
 from proxy.errors import BadRequest, Refused
 
@@ -123,7 +123,7 @@ class Paths(Generic[E]):
 
 @dataclass(frozen=True)
 class Choice:
-    """A target, and what the model is called there."""
+    """A target or a pool, and what the model is called there."""
 
     target: str
     model: str | None = None  # sent instead of the client's
@@ -134,8 +134,9 @@ class Router:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._known: Mapping[str, Target | Pool] = {**config.targets, **config.pools}
         self._routes = sorted(
-            ((target.route.rstrip("/"), name) for name, target in config.targets.items() if target.route),
+            ((target.route.rstrip("/"), name) for name, target in self._known.items() if target.route),
             key=lambda pair: -len(pair[0]),
         )
         self._exact = {rule.pattern: rule for rule in config.models if "*" not in rule.pattern}
@@ -149,18 +150,18 @@ class Router:
                 return name, path[len(route) :] or "/"
         return None, path
 
-    def named(self, name: str) -> Target:
-        """Raises Refused (404) when there is no such target."""
+    def named(self, name: str) -> Target | Pool:
+        """A target or a pool. Raises Refused (404) when there is none of that name."""
         if name == "default":
             name = self._config.default
-        target = self._config.targets.get(name)
+        target = self._known.get(name)
         if target is None:
             raise Refused(f"there is no target {name!r}", status=404, code="target_not_found", param="target")
         return target
 
     def rule(self, model: str) -> ModelRule | None:
         """The `models` entry for a requested name: exact, else the first pattern that fits."""
-        return self._exact.get(model) or next((rule for parts, rule in self._wild if _fits(parts, model)), None)
+        return self._exact.get(model) or next((rule for parts, rule in self._wild if fits(parts, model)), None)
 
     def choose(self, header: str | None, routed: str | None, model: str | None) -> Choice:
         """Raises Refused (404) for a target that is not there."""
@@ -168,7 +169,7 @@ class Router:
             target = self.named(header)
             return Choice(target.name, target.model)
         if routed is not None:
-            return Choice(routed, self._config.targets[routed].model)
+            return Choice(routed, self._known[routed].model)
         rule = self.rule(model) if model and self.needs_model else None
         if rule:
             target = self.named(rule.target)
@@ -177,11 +178,12 @@ class Router:
         return Choice(target.name, target.model)
 
     def aliases(self, target: str) -> list[str]:
-        """The names without `*` that `models` sends to a target."""
-        return [rule.pattern for rule in self._exact.values() if self.named(rule.target).name == target]
+        """The names without `*` that `models` sends to a target, or to a pool that it is in."""
+        names = {target, *(pool.name for pool in self._config.pools.values() if target in pool.members)}
+        return [rule.pattern for rule in self._exact.values() if self.named(rule.target).name in names]
 
 
-def _fits(parts: list[str], name: str) -> bool:
+def fits(parts: list[str], name: str) -> bool:
     """Whether a name is those parts with anything in between: in linear time, names being the client's to choose."""
     first, *middle, last = parts
     at, end = len(first), len(name) - len(last)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from http.server import ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from proxy.config import CERTIFICATE, PRIVATE_KEY, Config
 from proxy.errors import ConfigError
@@ -24,6 +24,9 @@ from proxy.process import file_limit, settle_memory
 from proxy.pump import Pump
 from proxy.reload import Reloader
 from proxy.turns import Turns
+
+if TYPE_CHECKING:
+    from proxy.console.live import Board
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +57,7 @@ class Server(ThreadingHTTPServer):
         self._wake_r, self._wake_w = socket.socketpair()
         self._wake_w.setblocking(False)
         self._asked: list[str] = []
+        self.board: Board | None = None  # of calls in flight, once the console asks
         self.reload: Callable[[], Sequence[str]] = tuple  # a Reloader, once the worker is whole
 
     # --- the accept loop, in the main thread
@@ -214,9 +218,11 @@ def run(load: Loader, announce: Callable[[Generation, socket.socket], None]) -> 
     announce(generation, listening)
     workers = generation.config.system.workers
     if workers > 1 and hasattr(os, "fork"):
+        from proxy.state.open import service_of
         from proxy.workers import supervise
 
-        return supervise(workers, lambda changed: work(load, generation, listening, tls, changed), listening.close)
+        service = service_of(generation.state)
+        return supervise(workers, lambda changed: work(load, generation, listening, tls, changed), listening.close, service)
     if workers > 1:
         logger.warning("system.workers needs fork, which this system lacks: one worker serves")
     return work(load, generation, listening, tls)
@@ -235,7 +241,7 @@ def work(
     """One worker's life. `changed`: what `generation` was loaded from has been loaded anew by others."""
     server = Server(listening, generation, tls)
 
-    server.reload = Reloader(server, load, tls, tls_context)
+    server.reload = reloader = Reloader(server, load, tls, tls_context)
     signal.set_wakeup_fd(server.wake_fd, warn_on_full_buffer=False)  # a signal may reach another thread than this one
     signal.signal(signal.SIGTERM, lambda *_: server.ask("stop"))
     signal.signal(signal.SIGINT, lambda *_: server.ask("stop"))
@@ -245,5 +251,7 @@ def work(
     if changed:
         server.reload()
     server.serve()
+    reloader.finish()
+    server.generation.end()
     sys.stderr.flush()
     return 0

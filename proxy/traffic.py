@@ -5,9 +5,17 @@ It exists only where the configuration names one of them (`Config.traffic`); a p
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+from proxy.attempts import Attempts
+from proxy.gates.asked import Asked
+
 if TYPE_CHECKING:
+    from proxy.gates.cache import Cache
+    from proxy.gates.guard import Guard
+    from proxy.gates.limits import Limits
+    from proxy.gates.people import People
     from proxy.generation import Generation
     from proxy.relay import Relay
     from proxy.routing import Choice
@@ -16,9 +24,69 @@ if TYPE_CHECKING:
 class Traffic:
     """The stations, in the order in which a call passes them. One per generation."""
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, before: Traffic | None = None) -> None:
         self._generation = generation
+        config = generation.config
+        self._people, self.limits, self._guard = _people(generation), _limits(generation), _guard(generation)
+        self._keys = config.keys
+        self._cache = _cache(generation, before)
+        self._attempts = Attempts(generation)
+
+    def end(self) -> None:
+        """The process ends."""
+        if self._cache:
+            self._cache.end()
 
     def run(self, relay: Relay, choice: Choice) -> None:
         """Answers the request. Raises ProxyError while a status can still be sent."""
-        relay.once(choice)
+        relay.call.target = choice.target
+        asked = Asked(relay, choice, self._keys.get(relay.call.key_name or ""))
+        if self._people and asked.key:
+            self._people.check(asked.key, asked)
+        with self.limits.admit(asked) if self.limits else nullcontext():
+            if self._guard:
+                self._guard.watch(relay)
+            if self._cache:
+                self._cache.run(asked, lambda: self._attempts.run(relay, choice))
+            else:
+                self._attempts.run(relay, choice)
+
+
+def _people(generation: Generation) -> People | None:
+    """People's keys, which take the place of the master key's gate: it is one of them."""
+    config = generation.config
+    if not config.keys:
+        return None
+    from proxy.gates.people import People
+
+    generation.keys = people = People(config.master_key, config.system.open_to, generation.cerbere, config.keys)
+    return people
+
+
+def _limits(generation: Generation) -> Limits | None:
+    if not generation.config.counts:
+        return None
+    from proxy.gates.limits import Limits
+
+    return Limits(generation.config, generation.state)
+
+
+def _guard(generation: Generation) -> Guard | None:
+    rules = generation.config.guard
+    if rules is None:
+        return None
+    from proxy.config import find_mapper
+    from proxy.gates.guard import Guard
+
+    return Guard(rules.deny, rules.redact, lambda name: find_mapper(name, generation.mappers))
+
+
+def _cache(generation: Generation, before: Traffic | None) -> Cache | None:
+    config = generation.config
+    if not any(target.cache for target in config.targets.values()):
+        return None
+    from proxy.gates.cache import Cache, open_store
+
+    if before is not None and before._cache is not None and before._generation.config.cache == config.cache:
+        return Cache(config, before._cache.store)
+    return Cache(config, open_store(config.cache.store, lambda: generation.state))

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from proxy.config import Entry, Target
@@ -43,7 +44,7 @@ class Endpoint:
     cfg: Mapping[str, Any] = field(default_factory=dict)
     own: bool = False  # a function of the user's is among them: nobody knows how long it takes
 
-    @property
+    @cached_property
     def mapped(self) -> bool:
         """Whether anything but bytes is relayed."""
         return bool(self.inward or self.outward or self.stream or self.answer)
@@ -63,7 +64,7 @@ class Endpoint:
 class Translation:
     """One call's way through its endpoint's chains. It remembers what each request mapper got, for its mirror image."""
 
-    def __init__(self, endpoint: Endpoint, call_id: str, front: str, method: str, path: str) -> None:
+    def __init__(self, endpoint: Endpoint, call_id: str, front: str, method: str, path: str, now: int | None = None) -> None:
         route = route_of(front, method, path)
         self.endpoint = endpoint
         self.front = load(front)
@@ -71,10 +72,8 @@ class Translation:
         self._path_streams = route.stream if route else None
         self._got: list[Any] = []  # by the inward steps
         self._sent: Any = None  # what the last one made
-        self._cfg: dict[str, Any] = {**endpoint.cfg, "id": call_id, "now": int(time.time())}
-        self._cfg.update(kind=self.kind, stream=False)
-        self._cfg["chain"] = " → ".join(step.name for step in endpoint.stream)
-        self._cfg["lost"] = self._tell_loss
+        self._cfg: dict[str, Any] = {**endpoint.cfg, "id": call_id, "now": int(time.time()) if now is None else now}
+        self._cfg.update(kind=self.kind, stream=False, lost=self._tell_loss)
         self.told: list[str] = []  # losses that mappers told by themselves
 
     def wants_stream(self, body: Any) -> bool:
@@ -97,35 +96,26 @@ class Translation:
         if stream and self.unfolds and isinstance(body, dict):
             body = {**body, "stream": False}
         self._got = []
-        for step in self.endpoint.inward:
-            body = self._policed(step, body)
-            self._got.append(body)
-            body = self._named(step, self._run(step, body, self._cfg, asked=True))
-        self._sent = body
-        return body
+        self._sent = self._through(body, self._cfg, self._got)
+        return self._sent
 
     def pure(self, body: Any) -> Any:
         """What the request mappers make of another body, in this call's circumstances; nothing is remembered."""
-        cfg = {**self._cfg, "lost": _unheard}
+        return self._through(body, {**self._cfg, "lost": _unheard}, [])
+
+    def _through(self, body: Any, cfg: Mapping[str, Any], got: list[Any]) -> Any:
+        """The chain inward; `got` takes what each step is given."""
+        policy, model = self.endpoint.target.system_policy, cfg.get("model")
         for step in self.endpoint.inward:
-            body = self._named(step, self._run(step, self._policed(step, body), cfg, asked=True))
+            if policy != "inline" and step.name.startswith("chatReqOpenAIto"):  # the hub's request goes on to the backend's API
+                from proxy.dialects._system import policed
+
+                body = policed(body, policy)
+            got.append(body)
+            body = self._run(step, body, cfg, asked=True)
+            if model and isinstance(body, dict) and "model" not in body and step.name.endswith("toOpenAI"):
+                body = {"model": model, **body}  # clients of TGI and llama.cpp name none, where most backends want one
         return body
-
-    def _named(self, step: Step, body: Any) -> Any:
-        """Clients of TGI and llama.cpp name no model, where most backends want one: the target's own."""
-        model = self._cfg.get("model")
-        if not model or not step.name.endswith("toOpenAI") or not isinstance(body, dict) or "model" in body:
-            return body
-        return {"model": model, **body}
-
-    def _policed(self, step: Step, body: Any) -> Any:
-        """Where the hub's request goes on to the backend's API, the target's policy for system messages holds."""
-        policy = self.endpoint.target.system_policy
-        if policy == "inline" or not step.name.startswith("chatReqOpenAIto"):
-            return body
-        from proxy.dialects._system import policed
-
-        return policed(body, policy)
 
     def _tell_loss(self, path: str, why: str = "") -> None:
         path = "$." + re.sub(r"\[\d+\]", "[*]", path.removeprefix("$."))
@@ -142,8 +132,9 @@ class Translation:
 
     def answer(self, ip: Any) -> Any:
         """A backend's answer → the client's. Raises MapperError, BackendError."""
-        for place, step in enumerate(self.endpoint.outward):
-            ip = self._run(step, ip, self._cfg_back(place, len(self.endpoint.outward)), asked=False)
+        steps = self.endpoint.outward
+        for place, step in enumerate(steps):
+            ip = self._run(step, ip, self._cfg_back(place, len(steps)), asked=False)
         return ip
 
     def at_once(self, body: Any) -> Any:
@@ -168,31 +159,14 @@ class Translation:
 
     def checked(self, events: Iterable[Event]) -> Iterator[Event]:
         """The front's grammar, where the stream has one; it ends a broken stream with that API's error event."""
-        return self.front.grammar(events, self._cfg_front()) if self.has_grammar else iter(events)
+        chain = " → ".join([step.name for step in self.endpoint.stream])
+        return self.front.grammar(events, {**self._cfg_front(), "chain": chain}) if self.has_grammar else iter(events)
 
     def unfolded(self, answer: Any) -> Iterator[Event]:
         """A whole answer in the front's shape → the same as the front's stream."""
-        from proxy.dialects import mapper
-        from proxy.dialects.openai import unfold
+        from proxy.folding import unfolded
 
-        tag, cfg = self.front.tag, self._cfg_front()
-        hub = {**cfg, "stream": True}
-        if self.kind == "text":
-            yield from self._unfolded_text(answer, hub)
-        elif tag == "OpenAI":
-            yield from unfold(answer)
-        else:
-            chunks = unfold(_known(mapper(f"chatAns{tag}toOpenAI"))(answer, hub))
-            yield from _known(mapper(f"chatStreamOpenAIto{tag}"))(chunks, hub)
-
-    def _unfolded_text(self, answer: Any, cfg: Mapping[str, Any]) -> Iterator[Event]:
-        from proxy.dialects import mapper
-
-        if self.front.tag == "OpenAI":
-            yield answer
-            return
-        whole = _known(mapper(f"textAns{self.front.tag}toOpenAI"))(answer, cfg)
-        yield from _known(mapper(f"textStreamOpenAIto{self.front.tag}"))([whole], cfg)
+        return unfolded(self.front, self.kind, answer, self._cfg_front())
 
     def _cfg_back(self, place: int, length: int) -> dict[str, Any]:
         """cfg of step `place` of `length` outward: `request` is what its mirror image got, `made` what that made of it.
@@ -238,12 +212,6 @@ class Translation:
 
 def _unheard(path: str, why: str = "") -> None:
     """A loss that was told already."""
-
-
-def _known(function: Callable[..., Any] | None) -> Callable[..., Any]:
-    if function is None:
-        raise MapperError("this client's API has no stream for this kind of answer")
-    return function
 
 
 def facts_of(status: int, body: Any, api: str) -> BackendError:

@@ -1,8 +1,8 @@
 """Taking turns at computing, so that many connections do not crowd the interpreter lock.
 
 Threads that wait for a socket cost nothing; hundreds that are awake at once wait for each other in no order, and the unlucky
-ones for seconds. Here a few may compute at a time and the others queue, first come first served. A turn is given back around
-everything that may block.
+ones for seconds. Here one computes at a time and the others queue, first come first served. A turn is given back around
+everything that may block, and for good by a call that may compute long.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 
-AT_ONCE = 2  # one would be as fast; two let a call that computes long be overtaken
+AT_ONCE = 1  # two would hand the interpreter lock to each other at every system call, which costs more than it gains
 
 
 class Turns:

@@ -64,7 +64,7 @@ _strict = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 def loads(data: bytes, decoder: json.JSONDecoder = _strict) -> Any:
     """Strict JSON. Raises ValueError whatever is wrong with it: syntax, encoding, depth, digits, NaN."""
     try:
-        return decoder.decode(data.decode("utf-8-sig"))
+        return decoder.decode(data.removeprefix(BOM).decode())
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except json.JSONDecodeError as fault:

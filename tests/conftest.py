@@ -17,6 +17,7 @@ FAULTS: list[str] = []
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--compat", metavar="FILE", help="write the table of clients and backends to FILE")
+    parser.addoption("--screenshots", action="store_true", help="write pictures of the console into docs/console")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

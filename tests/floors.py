@@ -15,29 +15,20 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (  # a file imports from lower floors, and from its own where a folder or a pair belongs together
     ("proxy/errors.py", "proxy/http1.py", "proxy/turns.py", "proxy/wire.py", "proxy/call.py", "proxy/process.py"),
     ("proxy/dialects/", "proxy/prompts.py", "proxy/state/"),
+    ("proxy/config.py", "proxy/settings/", "proxy/logs.py"),
     (
-        "proxy/env.py",
-        "proxy/source.py",
-        "proxy/kinds.py",
-        "proxy/schema.py",
-        "proxy/reading.py",
-        "proxy/config.py",
-        "proxy/logs.py",
+        *("proxy/routing.py", "proxy/expand.py", "proxy/translate.py", "proxy/endpoints.py", "proxy/folding.py"),
+        *("proxy/losses.py", "proxy/capabilities.py"),
     ),
-    ("proxy/routing.py", "proxy/expand.py", "proxy/translate.py", "proxy/losses.py"),
-    ("proxy/gates/", "proxy/adapters/", "proxy/pump.py"),
+    ("proxy/gates/", "proxy/adapters/", "proxy/sessions.py", "proxy/pump.py"),
     (
-        "proxy/generation.py",
-        "proxy/relay.py",
-        "proxy/mapped.py",
-        "proxy/answers.py",
-        "proxy/renaming.py",
-        "proxy/show.py",
-        "proxy/traffic.py",
+        *("proxy/generation.py", "proxy/relay.py", "proxy/mapped.py", "proxy/answers.py", "proxy/renaming.py"),
+        *("proxy/traffic.py", "proxy/attempts.py", "proxy/pools.py", "proxy/upstream_keys.py", "proxy/pace.py"),
+        "proxy/records/",
     ),
-    ("proxy/handler.py", "proxy/pages.py"),
-    ("proxy/server.py", "proxy/workers.py", "proxy/banner.py", "proxy/connect.py", "proxy/arguments.py", "proxy/reload.py"),
-    ("proxy/project.py", "proxy/commands/"),
+    ("proxy/handler.py", "proxy/pages.py", "proxy/banner.py", "proxy/console/", "proxy/project.py", "proxy/workbench/"),
+    ("proxy/server.py", "proxy/workers.py", "proxy/reload.py", "proxy/arguments.py"),
+    ("proxy/commands/", "proxy/cassettes.py"),
     ("main.py",),
 )
 USERS = ("mappers.py", "prompters.py")  # may import from the dialects; nothing in proxy/ imports them
@@ -46,7 +37,17 @@ PLAIN_WAY = (  # what a request without a mapper runs through
     *("proxy/routing.py", "proxy/gates/cerbere.py", "proxy/gates/keys.py", "proxy/adapters/exchange.py"),
     *("proxy/http1.py", "proxy/wire.py", "proxy/call.py", "proxy/turns.py", "proxy/errors.py"),
 )
-PLAIN_LIMIT, ROOMS_LIMIT, DIALECT_LIMIT = 2500, 9000, 1200  # docs/decisions/0008
+PLAIN_LIMIT, DIALECT_LIMIT = 2500, 1200  # docs/decisions/0008
+ROOMS = {  # what stands beside the way → the most lines of code
+    "settings": 2000,
+    "traffic": 2000,
+    "state": 1400,
+    "adapters": 1500,
+    "records": 2800,
+    "console": 1100,
+    "workbench": 2500,
+}
+TRAFFIC = ("traffic.py", "attempts.py", "pools.py", "upstream_keys.py", "pace.py", "capabilities.py")
 
 
 def floor_of(file: str) -> int | None:
@@ -125,15 +126,24 @@ def code_lines(file: Path) -> int:
 
 def counts() -> dict[str, tuple[int, int]]:
     """What is counted → (lines of code, limit)."""
+    plain = {ROOT / name for name in PLAIN_WAY}
+    told = {"the plain way from main to wire": (sum(map(code_lines, plain)), PLAIN_LIMIT)}
+    for room, limit in ROOMS.items():
+        told[f"the room {room}"] = (sum(code_lines(file) for file in _of_room(room) - plain), limit)
     dialects = set(ROOT.glob("proxy/dialects/*.py"))
-    rooms = [file for file in ROOT.glob("proxy/**/*.py") if file not in dialects]
-    told = {
-        "the plain way from main to wire": (sum(code_lines(ROOT / name) for name in PLAIN_WAY), PLAIN_LIMIT),
-        "proxy/ but for the dialects": (sum(map(code_lines, rooms)), ROOMS_LIMIT),
-    }
     for name, files in sorted(_by_dialect(dialects).items()):
         told[name] = (sum(map(code_lines, files)), DIALECT_LIMIT)
     return told
+
+
+def _of_room(room: str) -> set[Path]:
+    """A folder's files; the gates are of the traffic, the commands of the workbench."""
+    found = set(ROOT.glob(f"proxy/{room}/**/*.py"))
+    if room == "traffic":
+        found |= {*ROOT.glob("proxy/gates/*.py"), *(ROOT / "proxy" / name for name in TRAFFIC)}
+    if room == "workbench":
+        found |= {*ROOT.glob("proxy/commands/*.py"), ROOT / "proxy/cassettes.py"}
+    return found
 
 
 def _by_dialect(files: set[Path]) -> dict[str, set[Path]]:

@@ -742,6 +742,13 @@ def test_every_dropped_event_is_noticed_or_harmless(at: int) -> None:
         assert seen[-1]["type"] == "error"
 
 
+def test_a_stream_begins_without_content() -> None:
+    start = {"type": "message_start", "message": {**LEGAL[0]["message"], "content": [{}]}}
+    seen, error = run_grammar([start, *LEGAL[1:]])
+    assert isinstance(error, MapperError)
+    assert [event["type"] for event in seen] == ["error"]
+
+
 JUNK = st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=3), st.just([]), st.just({}), st.just([{}]))
 
 
@@ -1108,3 +1115,21 @@ def test_the_double_refuses_what_the_service_refuses(broken: Json) -> None:
     with pytest.raises(Refusal):
         check({**ask(), **broken}, HEADERS, CREATE)
     assert check(ask(), HEADERS, CREATE)
+
+
+@pytest.mark.parametrize("messages", [[{"role": "system", "content": "be brief"}], [{"role": "user", "content": " "}]])
+def test_a_conversation_that_holds_nothing_is_refused(messages: list[Json]) -> None:
+    with pytest.raises(BadRequest, match="nothing that can be sent"):
+        mapper("chatReqOpenAItoAnthropic")({"messages": messages})
+
+
+@pytest.mark.parametrize(
+    ("limit", "asked", "sent"), [(None, 1, 1024), (None, 5000, 5000), (2000, 5000, 1999), (2000, 128, 1024), (500, 2000, None)]
+)
+def test_a_thinking_budget_is_one_that_messages_takes(limit: int | None, asked: int, sent: int | None) -> None:
+    req: Json = {"messages": [{"role": "user", "content": "hi"}], "thinking": {"type": "enabled", "budget_tokens": asked}}
+    lost: list[str] = []
+    cfg = {"lost": lambda path, why="": lost.append(path)}
+    made = mapper("chatReqOpenAItoAnthropic")({**req, **({"max_completion_tokens": limit} if limit else {})}, cfg)
+    assert made.get("thinking", {}).get("budget_tokens") == sent
+    assert lost == ([] if sent else ["thinking"])

@@ -231,3 +231,15 @@ def test_a_wait_that_fails_has_its_turn_again(backend: Pair, client: Pair) -> No
     with pytest.raises(ClientGone):
         Waiting(client[1], turn).wait(backend[1], False, soon())
     assert turn.taken
+
+
+def test_a_call_that_steps_aside_leaves_its_turn_to_others_for_good(backend: Pair) -> None:
+    turns = Turns()
+    mine, other = Turn(turns), Turn(turns)
+    mine.take()
+    waits = Waiting(None, mine)
+    waits.step_aside()
+    other.take()  # the only one that there is
+    backend[0].sendall(b"x")
+    waits.wait(backend[1], False, soon())
+    assert not mine.taken

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 
 from tests.backends import sdks
 from tests.backends.llama_server import LlamaServer, llama_server  # noqa: F401 (a fixture)
+from tests.backends.parts import needs
 from tests.backends.proxy import CHECKOUT, KEY, Proxy
 from tests.backends.sockets import Backend, Exchange, ask
 from tests.doubles.openai import OpenAIDouble
@@ -317,7 +317,7 @@ def test_openai_0_28_as_users_of_the_ancestor_call_it(proxy):
     assert (out["nowhere fails"], out["openai fails"]) == ("InvalidRequestError", "RateLimitError")
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+@needs("curl")
 class TestCurl:
     def curl(self, proxy: Proxy, *arguments: str) -> str:
         command = ["curl", "-sS", "--max-time", "20", "-H", f"Authorization: Bearer {KEY}", *arguments]

@@ -16,7 +16,7 @@ from proxy import config as configuration
 from proxy import dialects
 from proxy.config import Cerbere, Deadlines, Entry, Log, ModelRule, System, Target
 from proxy.errors import ConfigError
-from proxy.show import shown
+from proxy.workbench.show import shown
 from tests import configs
 from tests.configs import (
     HERE,
@@ -188,7 +188,8 @@ def test_auth_follows_the_dialect(load: Load) -> None:
         return load(with_target(lines)).targets["a"].auth
 
     for name in dialects.names():
-        assert auth_of(f"url: http://h\ndialect: {name}") == dialects.load(name).auth
+        region = "\naws: {region: us-east-1}" if dialects.load(name).aws else ""
+        assert auth_of(f"url: http://h\ndialect: {name}{region}") == dialects.load(name).auth
     assert auth_of("url: http://h\ndialect: openai\nauth: none") == "none"
     assert auth_of("url: http://h\ndialect: openai\nazure: {api_version: 2024-10-21}") == "api-key"
     assert auth_of("url: http://h\nroute: /a") == "bearer"
@@ -328,7 +329,7 @@ def test_only_what_is_needed_is_imported(tmp_path: Path) -> None:
 import sys
 from proxy import config
 config.for_target_url("http://h", {})
-assert not {"yaml", "voluptuous", "proxy.schema"} & set(sys.modules), "for --target"
+assert not {"yaml", "voluptuous", "proxy.settings.schema"} & set(sys.modules), "for --target"
 config.load(sys.argv[1], {"MOOLTIPROXY_KEY": "k"}, {}, {})
 assert not {"proxy.dialects.tgi", "proxy.dialects.anthropic", "jsonschema", "requests"} & set(sys.modules), "for a plain file"
 """
@@ -340,7 +341,8 @@ assert not {"proxy.dialects.tgi", "proxy.dialects.anthropic", "jsonschema", "req
 
 def test_what_show_prints_has_no_blanks_at_the_ends_of_its_lines(load: Load) -> None:
     for dialect in dialects.names():
-        lines = shown(load(with_target(f"url: http://h\ndialect: {dialect}")), {}, {}).splitlines()
+        region = "\naws: {region: us-east-1}" if dialects.load(dialect).aws else ""
+        lines = shown(load(with_target(f"url: http://h\ndialect: {dialect}{region}")), {}, {}).splitlines()
         assert lines == [line.rstrip() for line in lines]
         assert dialect != "openai" or "    POST /v1/messages/count_tokens:" in lines, "answered by the proxy: it has no url"
 

@@ -1,4 +1,4 @@
-"""proxy/connect.py: what is printed is what a client needs, held against real clients where they are at hand."""
+"""proxy/workbench/connect.py: what is printed is what a client needs, held against real clients where they are at hand."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import yaml
 
 from proxy import config as configuration
 from proxy.config import Config
-from proxy.connect import clients, lines, listing
 from proxy.errors import ConfigError
+from proxy.workbench.connect import clients, lines, listing
 from tests.backends.proxy import CHECKOUT, KEY, Proxy
 
 NAMES = sorted(clients())

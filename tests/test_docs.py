@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from proxy.arguments import parser
 from proxy.config import Deadlines
 from proxy.dialects.openai import canonical, fold, unfold
 from proxy.errors import ProxyError
+from proxy.records.store import Row, open_store
 from tests.backends.proxy import CHECKOUT, KEY, Proxy
 from tests.backends.sockets import Backend, Exchange, ask
 from tests.floors import FLOORS
@@ -151,6 +153,7 @@ def test_yaml_is_a_sound_configuration(block: Block, tmp_path: Path, monkeypatch
         (tmp_path / file).touch()
     (tmp_path / "config.yaml").write_text(text)
     environ = {"MOOLTIPROXY_KEY": KEY, **dict.fromkeys(re.findall(r"envkey: (\w+)", text), "secret")}
+    environ |= {name: "secret" for names in re.findall(r"envkeys: \[(.*)\]", text) for name in names.split(", ")}
     own = [
         each.text for each in blocks_of(block.page) if each.language == "python" and each.file in ("mappers.py", "prompters.py")
     ]
@@ -179,6 +182,12 @@ def test_commands_of_the_program_work(command: str, tmp_path: Path) -> None:
         with Proxy(tmp_path, template, *given) as proxy:
             assert ask(proxy.url, "GET", "/healthz").status == 200
         return
+    if parsed.command == "export":
+        (tmp_path / parsed.config).write_text(f"{template}\nrecords: {{calls: {{}}}}\n")
+        chat: dict[str, Any] = {"request": {"messages": []}, "response": {"choices": [{"message": {"content": "x"}}]}}
+        store = open_store(f"sqlite:///{tmp_path}/calls.db")
+        store.write([Row("a" * 28, time.time(), parsed.key, target=parsed.of, model_asked=parsed.model, status=200, **chat)])
+        store.close()
     environ = {**os.environ, "MOOLTIPROXY_KEY": KEY, "PYTHONPATH": str(CHECKOUT)}
     done = subprocess.run([sys.executable, "-m", "main", *arguments], cwd=tmp_path, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.env import read_env_file
 from proxy.errors import ConfigError
+from proxy.settings.env import read_env_file
 
 
 def env(tmp_path: Path, text: str | bytes, environ: Mapping[str, str] = {}) -> dict[str, str]:

@@ -1114,3 +1114,14 @@ def test_a_mutated_stream_is_an_error_or_harmless(data: st.DataObject) -> None:
             holder[name] = data.draw(junk)
     out, error = told(events)
     assert error is None or "error" in out[-1]
+
+
+@pytest.mark.parametrize(
+    ("signature", "goes"), [("c2lnbmVk", True), ("not base64!", False), ("sig9af15b336e6a9619928537df", False)]
+)
+def test_a_signature_that_cannot_be_geminis_stays_behind(signature, goes):
+    block = {"type": "thinking", "thinking": "so", "signature": signature}
+    turn = {"role": "assistant", "content": "well", "thinking_blocks": [block]}
+    made = chatReqOpenAItoGemini({"messages": [{"role": "user", "content": "hi"}, turn]}, {})
+    thought = made["contents"][1]["parts"][0]
+    assert (thought["text"], "thoughtSignature" in thought) == ("so", goes)

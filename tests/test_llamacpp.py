@@ -724,3 +724,8 @@ class TestLaws:
             it.templateAnsLlamaCpp({"prompt": "x"}, {"request": body})
             assert body == kept
         assert req == before
+
+
+def test_an_answer_of_no_tokens_is_refused():
+    with pytest.raises(BadRequest, match="n_predict"):
+        mapper("textReqLlamaCpptoOpenAI")({"prompt": "hi", "n_predict": 0}, {})

@@ -225,6 +225,14 @@ models: {gpt-4o: {target: tgi, model: llama}}
         assert "Traceback" not in done.stderr
 
 
+def test_whoever_reads_the_output_may_stop(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(DEMO)
+    command = f"'{sys.executable}' -m main check --show | true"
+    environ = {**BARE, "MOOLTIPROXY_KEY": KEY}
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
 # --- the user's functions
 def functions(name: str) -> Mapping[str, object]:
     return Project(argparse.Namespace(), CHECKOUT).functions(name)

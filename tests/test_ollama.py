@@ -1066,3 +1066,10 @@ def test_the_double_is_what_ollamas_client_expects(double: OllamaDouble) -> None
 def test_the_double_refuses_what_ollama_does_not_know(given: dict[str, Any]) -> None:
     with pytest.raises(Refusal):
         check({**HELLO, **given}, ChatRequest)
+
+
+@pytest.mark.parametrize("role", ["system", "assistant"])
+def test_an_image_where_other_apis_have_no_place_for_one_is_refused(role):
+    body = {"model": "m", "messages": [{"role": role, "content": "x", "images": ["aGk="]}]}
+    with pytest.raises(BadRequest, match=r"messages\[0\]\.images"):
+        mapper("chatReqOllamatoOpenAI")(body, {})

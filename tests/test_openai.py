@@ -916,3 +916,9 @@ def test_an_agents_request_is_canonical_already() -> None:
     req = canonical(body)
     assert all(new is old for new, old in zip(req["tools"], tools, strict=True))
     assert all(new is old for new, old in zip(req["messages"], body["messages"], strict=True))
+
+
+def test_a_turn_that_was_all_reasoning_is_an_empty_text():
+    turn = {"role": "assistant", "content": None, "reasoning_content": "hm"}
+    made = mapper("chatReqOpenAItoOpenAI")({"messages": [{"role": "user", "content": "hi"}, turn]}, {})
+    assert made["messages"][1] == {"role": "assistant", "content": ""}

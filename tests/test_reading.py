@@ -31,7 +31,13 @@ TARGET_FAULTS = [
         "must begin with http:// or https://; did you mean 'http://localhost:8080'?",
     ),
     ("url: ftp://h\ndialect: openai", ".url", "must begin with http:// or https://"),
-    ("url: command://x\ndialect: openai", ".url", "must begin with http:// or https://"),
+    ("url: command://", ".url", "must begin with http:// or https://"),
+    ("url: command://x", ".url", "there is no command 'x': write it below `commands`"),
+    ("url: demo://\nstart: {command: [x]}", ".start", "needs an http:// url, which the server listens at"),
+    ("url: http://h\nstart: {command: [x]}\nroute: /x\nproxy: http://p", ".start", "which no outbound proxy leads to"),
+    ("url: http://h\nstart: {ready: /}\nroute: /x", ".start", "needs a `command`"),
+    ("url: http://h\nstart: {command: [x, 80]}\nroute: /x", ".start.command[1]", "must be text: put it in quotes"),
+    ("url: http://h\nstart: {command: [x], ready: health}\nroute: /x", ".start.ready", "must be a path such as /health"),
     ("url: https://u:p@h\ndialect: openai", ".url", "must hold no user and password: a key belongs into `envkey`"),
     ("url: http://h/?a=b\ndialect: openai", ".url", "must hold no query and no fragment"),
     ("url: http://h/#a\ndialect: openai", ".url", "must hold no query and no fragment"),
@@ -80,13 +86,13 @@ TARGET_FAULTS = [
     ("url: http://h\nroute: /a\nazure: {api_version: 2024-10-21}", ".azure", "goes with `dialect: openai` only"),
     ("url: http://h\ndialect: openai\nazure: {deployment: x}", ".azure.api_version", "is missing"),
     ("url: http://h\ndialect: openai\nazure: {api_version: new}", ".azure.api_version", "must be a version such as 2024-10-21"),
+    ("url: demo://\naws: {region: us-east-1}", ".aws", "goes with `dialect: bedrock` and `dialect: sagemaker` only"),
     ("url: demo://\nprompter: llama2chat", ".prompter", "no prompter is called 'llama2chat'; did you mean 'llama2_chat'?"),
     ("url: demo://\nprompter: myPromptr", ".prompter", "no prompter is called 'myPromptr'; did you mean 'myPrompter'?"),
     ("url: demo://\nprompter: lone", ".prompter", "'lone' in prompters.py must take two arguments: (messages, cfg)"),
     ("url: demo://\nprompter: yaml", ".prompter", "'yaml' in prompters.py is no function"),
     ("url: demo://\nprompter: fromTemplate", ".prompter", "fromTemplate needs a `template`"),
     ("url: demo://\ntemplate: HumnResponse", ".template", "there is no template 'HumnResponse'; did you mean 'HumanResponse'?"),
-    ("url: demo://\npool: [b]", ".pool", "is not known here"),
     ("- url", "", "must be a section"),
 ]
 
@@ -157,6 +163,72 @@ def test_a_mapping_entry_that_is_right(load: Load, line: str) -> None:
 
 
 OTHER_FAULTS = [
+    (
+        "targets:\n  default: a\n  a: {url: 'command://x'}\ncommands:\n  x: {}",
+        5,
+        "commands.x",
+        "needs a `preset`, or `complete`, `embed` or `tokenize`",
+    ),
+    (
+        "targets:\n  default: a\n  a: {url: 'command://x'}\ncommands:\n  x: {preset: llama.cpp}",
+        5,
+        "commands.x",
+        "needs a `model`",
+    ),
+    (
+        "targets:\n  default: a\n  a: {url: 'command://x'}\ncommands:\n  x: {complete: [x], count_tokens: true}",
+        5,
+        "commands.x",
+        "cannot count tokens without `tokenize`",
+    ),
+    (
+        "targets:\n  default: a\n  a: {url: 'command://x'}\ncommands:\n  x: {preset: llama}",
+        5,
+        "commands.x.preset",
+        "must be llama.cpp, llama-cli or llama-2023",
+    ),
+    (
+        "targets:\n  default: a\n  a: {url: 'command://x'}\ncommands:\n  x: {complete: [x, '{promt}']}",
+        5,
+        "commands.x.complete[1]",
+        "has {promt}, which is not known; did you mean 'prompt'?",
+    ),
+    (
+        "targets:\n  default: a\n  a: {url: 'command://x'}\ncommands:\n  x: {complete: [x, -r, '{stop}']}",
+        5,
+        "commands.x.complete[2]",
+        "put it into a list of its own",
+    ),
+    (
+        "targets:\n  default: a\n  a: {url: 'command://x'}\ncommands:\n  x: {complete: [x, [-r, y]]}",
+        5,
+        "commands.x.complete[1]",
+        "must hold one placeholder of a request",
+    ),
+    (
+        "targets:\n  default: a\n  a: {url: 'command://x'}\ncommands:\n  x: {complete: x}",
+        5,
+        "commands.x.complete",
+        "must be a list: the program, then its arguments",
+    ),
+    (
+        "targets:\n  default: a\n  a: {url: 'command://x'}\ncommands:\n  x: {complete: [x], comlete: [y]}",
+        5,
+        "commands.x.comlete",
+        "did you mean 'complete'?",
+    ),
+    (
+        "targets:\n  default: a\n  a:\n    url: command://x\n    dialect: tgi\ncommands: {x: {complete: [x]}}",
+        5,
+        "targets.a.dialect",
+        "a command:// target speaks llamacpp",
+    ),
+    (
+        "targets:\n  default: a\n  a: {url: 'command://y'}\ncommands: {xy: {complete: [x]}}",
+        3,
+        "targets.a.url",
+        "did you mean 'xy'?",
+    ),
     ("targets:\n  default: b\n  a: {url: 'demo://'}", 2, "targets.default", "there is no target 'b'; there is 'a'"),
     ("targets:\n  default: lama\n  llama: {url: 'demo://'}", 2, "targets.default", "did you mean 'llama'?"),
     ("targets:\n  default: default\n  a: {url: 'demo://'}", 2, "targets.default", "there is no target 'default'; there is 'a'"),
@@ -208,16 +280,6 @@ def test_another_fault(load: Load, text: str, line: int, path: str, said: str) -
     found = fault(load, text)
     assert found.startswith(f"config.yaml:{line}: {path}: "), found
     assert said in found
-
-
-@pytest.mark.parametrize("name", ["keys", "limits", "guard", "prices", "cache", "state", "records", "console", "commands"])
-def test_a_room_that_is_not_built_is_unknown(load: Load, name: str) -> None:
-    assert f"config.yaml:6: {name}: is not known here" in fault(load, PLAIN + f"{name}: {{}}")
-
-
-@pytest.mark.parametrize("name", ["key_command", "retries", "fallback", "breaker", "start", "aws", "capabilities", "cache"])
-def test_a_targets_key_that_does_not_work_is_unknown(load: Load, name: str) -> None:
-    assert f"targets.a.{name}: is not known here" in fault(load, with_target(f"url: demo://\n{name}: {{}}"))
 
 
 def test_two_targets_cannot_have_one_route(load: Load) -> None:
@@ -301,3 +363,15 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             configuration.load(str(tmp_path / name), KEYED, {}, {})
         assert said in caught.value.faults[0]
+
+
+def test_programs_and_models_that_are_not_there_are_warned_of(load: Load) -> None:
+    Path("here.gguf").touch()
+    text = "targets:\n  default: a\n  a: {url: 'command://x'}\ncommands:\n"
+    config = load(
+        text + "  x: {complete: [no-such-program], embed: [sh], model: no.gguf}\n  y: {embed: [sh], model: here.gguf}"
+    )
+    assert config.warnings == (
+        "config.yaml:5: commands.x: there is no program 'no-such-program' on the PATH: calls that need it will fail",
+        "config.yaml:5: commands.x: there is no file 'no.gguf': calls that need it will fail",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -29,6 +30,12 @@ def reload(proxy: Proxy, *arguments: str) -> subprocess.CompletedProcess[str]:
     port = proxy.url.rpartition(":")[2]
     command = [sys.executable, "-m", "main", "reload", "--port", port, *arguments]
     return subprocess.run(command, cwd=proxy.folder, env=proxy.env, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def backend() -> Iterator[Backend]:
+    with Backend() as running:
+        yield running
 
 
 class TestCommand:
@@ -91,6 +98,19 @@ class TestPage:
             assert ask(proxy.url, "GET", page, headers=RIGHT).status == 405
             assert ask(proxy.url, "POST", page, headers=RIGHT).json() == {"reloaded": True}
 
+    def test_whoever_started_the_only_worker_hears_nothing_of_it(self, tmp_path: Path) -> None:
+        """Also once the file asks for more workers, which takes a restart: its parent is no supervisor then."""
+        heard: list[int] = []
+        before = signal.signal(signal.SIGHUP, lambda number, _: heard.append(number))
+        try:
+            with Proxy(tmp_path, DEMO.format(name="first")) as proxy:
+                (tmp_path / "config.yaml").write_text("system: {workers: 2}\n" + DEMO.format(name="first"))
+                for _ in range(2):
+                    assert ask(proxy.url, "POST", "/mooltiproxy/reload", headers=RIGHT).json() == {"reloaded": True}
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        assert not heard
+
     def test_other_paths_below_it_are_not_there(self, tmp_path: Path) -> None:
         with Proxy(tmp_path, DEMO.format(name="first")) as proxy:
             assert ask(proxy.url, "GET", "/mooltiproxy/x").status == 401
@@ -108,13 +128,36 @@ def test_a_watched_file_that_changes_is_reason_enough(tmp_path: Path) -> None:
         assert targets_of(proxy) == "404"
 
 
+MAPPER = """
+def ask(ip, cfg={{}}):
+    return {{"text": ip["text"], "length": {length}}}
+
+
+def tell(ip, cfg={{}}):
+    return ip
+"""
+
+
+def test_mappers_that_would_change_a_recorded_call_wait_until_that_is_accepted(tmp_path: Path, backend: Backend) -> None:
+    config = f'targets: {{default: up, up: {{url: "{backend.url}", mapping: {{/ask: {{in: ask, out: tell}}}}}}}}\n'
+    files = {"mappers.py": MAPPER.format(length=1)}
+    with Proxy(tmp_path, config + "records: {cassettes: {folder: kept}}\n", files=files) as proxy:
+        assert ask(proxy.url, "POST", "/ask", {"text": "hi"}, RIGHT).status == 200
+        assert reload(proxy).returncode == 0  # the cassette is written by now
+        assert len(list((tmp_path / "kept").glob("*.json"))) == 1
+        (tmp_path / "mappers.py").write_text(MAPPER.format(length=2))
+        refused = reload(proxy)
+        assert (refused.returncode, "$.length: 1 → 2" in refused.stderr) == (1, True), refused.stderr
+        assert ask(proxy.url, "POST", "/ask", {"text": "hi"}, RIGHT).status == 200
+        assert json.loads(backend.asked[-1].body)["length"] == 1
+        command = [sys.executable, "-m", "main", "replay", "kept", "--accept"]
+        subprocess.run(command, cwd=tmp_path, env=proxy.env, capture_output=True, timeout=60, check=True)
+        assert reload(proxy).returncode == 0
+        assert ask(proxy.url, "POST", "/ask", {"text": "hi"}, RIGHT).status == 200
+        assert json.loads(backend.asked[-1].body)["length"] == 2
+
+
 # --- under load
-
-
-@pytest.fixture
-def backend() -> Iterator[Backend]:
-    with Backend() as running:
-        yield running
 
 
 @LINUX

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy import config as configuration
-from proxy.config import Cerbere, Deadlines, Entry, Log, ModelRule, System, Target
-from proxy.schema import ROOT, json_schema, validate
+from proxy.config import (
+    Aws,
+    Breaker,
+    CacheRule,
+    CacheStore,
+    Calls,
+    Cassettes,
+    Cerbere,
+    Command,
+    Config,
+    Console,
+    Dataset,
+    Deadlines,
+    Entry,
+    Gateway,
+    GuardRules,
+    Key,
+    Limits,
+    Line,
+    Log,
+    ModelRule,
+    Pool,
+    RecordsConfig,
+    Retries,
+    Start,
+    Submit,
+    System,
+    Target,
+)
+from proxy.settings.schema import ROOT, json_schema, validate
 from tests import configs
 from tests.configs import (
     KEYED,
@@ -85,11 +113,14 @@ def test_the_template_loads_with_every_option_on(load: Load) -> None:
     Path("certificates").mkdir()
     for name in ("client.pem", "client-key.pem"):
         Path("certificates", name).touch()
-    config = load(uncommented(TEMPLATE.read_text()), {**KEYED, "OPENAI_API_KEY": "x", "AZURE_API_KEY": "y"})
+    keys = {"OPENAI_API_KEY": "x", "AZURE_API_KEY": "y", "BOB_KEY": "sixteen characters"}
+    config = load(uncommented(TEMPLATE.read_text()), {**KEYED, **keys})
     assert config.system == System(masterkey="a-long-secret")
     assert config.cerbere == Cerbere()
-    assert set(config.targets) == {"demo", "hosted", "azure", "tgi"}
-    assert set(config.templates) == {"HumanResponse", "FalconInstruct", "Instruction"}
+    assert set(config.targets) == {"demo", "hosted", "azure", "bedrock", "tgi", "careful", "rotating", "local", "engine"}
+    assert set(config.pools) == {"best"}
+    assert set(config.templates) == {"HumanResponse", "FalconInstruct", "Instruction", "NodeRed"}
+    assert set(config.commands) == {"tiny"}
     assert [rule.pattern for rule in config.models] == ["gpt-4o", "claude-*", "llama-3"]
 
 
@@ -118,7 +149,15 @@ def test_the_template_has_every_option_of_the_schema_and_no_other() -> None:
     assert set(schema_paths(schema)) <= written
 
 
-RENAMED = {"body": "body_limit", "in": "in_", "preserveMethod": "preserve_method", "envkey": "key_name"}
+RENAMED = {
+    "body": "body_limit",
+    "in": "in_",
+    "preserveMethod": "preserve_method",
+    "envkey": "key_name",
+    "envkeys": "keys",
+    "concurrency": "queue",
+    "pace": "pace_s",
+}
 
 
 def default_of(path: tuple[str, ...]) -> Any:
@@ -129,9 +168,40 @@ def default_of(path: tuple[str, ...]) -> Any:
         return getattr(Log(), path[-1])
     if path[0] == "templates":
         return ""
+    if path[0] in ("state", "on_state_loss"):
+        return next(field.default for field in fields(Config) if field.name == path[0])
+    if path[0] in ("keys", "limits", "guard", "prices"):
+        return getattr({"keys": Key("", b""), "limits": Limits(), "guard": GuardRules()}.get(path[0]), path[-1], None)
+    for name, room in (("retries", Retries()), ("breaker", Breaker()), ("queue", Line(1))):
+        if name in path[:-1]:
+            return getattr(room, path[-1])
+    if path[-1] in ("pool", "strategy"):
+        return {"pool": None, "strategy": Pool("", {}).strategy}[path[-1]]
+    if path[0] == "console":
+        return False if path[-1] == "enabled" else getattr(Console(), path[-1], None)
+    if "capabilities" in path[:-1]:
+        return None
+    if "cache" in path[:-1]:
+        return getattr(CacheStore() if path[0] == "cache" else CacheRule(), path[-1])
+    if path[:2] == ("records", "cassettes"):
+        return getattr(Cassettes(), path[-1], None)
+    if path[:2] == ("records", "calls"):
+        return getattr(Calls(), path[-1], None)
+    if path[:2] == ("records", "metrics"):
+        return bool(RecordsConfig().metrics)
+    for name, room in (("dataset", Dataset()), ("submit", Submit()), ("gateway_api", Gateway())):
+        if path[:2] == ("records", name):
+            return getattr(room, path[-1], None)
+    if path[0] == "records":
+        return None
+    if "start" in path:
+        return getattr(Start(()), path[-1], None)
+    if "aws" in path[:-1]:
+        return getattr(Aws(""), path[-1])
     owner = {
         "system": System(),
         "cerbere": Cerbere(),
+        "commands": Command(""),
         "targets": Entry("") if "mapping" in path[:-1] else Target("", ""),
         "models": ModelRule("", ""),
     }[path[0]]
@@ -151,20 +221,34 @@ def checked(path: tuple[str, ...], value: Any) -> Any:
     return sound
 
 
-SECTIONS = {("system",), ("cerbere",), ("targets",), ("system", "deadlines"), ("system", "limits"), ("system", "log")}
+SECTIONS = {
+    ("system",),
+    ("cerbere",),
+    ("targets",),
+    ("system", "deadlines"),
+    ("system", "limits"),
+    ("system", "log"),
+    ("console",),
+    ("cache",),
+    ("targets", "*", "queue"),
+}
 
 
 def test_every_default_in_the_template_is_the_dataclasses() -> None:
     schema, seen = json_schema(), set()
     for path, off, value, comment in template_lines():
         known = in_schema(path, schema)
-        if known is None or known in seen or known in SECTIONS or known[-1] in ("*", "azure") or not off:
+        if known is None or known in seen or known in SECTIONS or known[-1] in ("*", "start", "azure") or not off:
             continue
         seen.add(known)
         said = re.match(r"default (\S+):", comment)
-        if known in {("models",), ("templates",)} or "no default" in comment:
+        if known in {("models",), ("templates",), ("commands",)} or "no default" in comment:
             assert "no default" in comment, path
-            assert known[0] in ("models", "templates") or known[-1] in ("url", "target") or not default_of(known), path
+            assert (
+                known[0] in ("models", "templates")
+                or known[-1] in ("url", "target", "preset", "commands")
+                or not default_of(known)
+            ), path
         else:
             assert checked(path, yaml.safe_load(said[1]) if said else value) == default_of(known), path
     assert len(seen) > 50
@@ -205,7 +289,8 @@ def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(data[name], (*path, name))
 
 
-WHOLE = yaml.safe_load(uncommented(TEMPLATE.read_text()).replace("2024-10-21", '"2024-10-21"'))
+TEXT = uncommented(TEMPLATE.read_text()).replace("2024-10-21", '"2024-10-21"').replace("      on: [", '      "on": [')
+WHOLE = yaml.safe_load(TEXT)  # quoted is what this loader takes for a date and a truth
 ODD = st.one_of(
     st.none(),
     st.booleans(),

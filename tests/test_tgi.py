@@ -921,3 +921,18 @@ def test_the_double_is_what_hfs_clients_expect(double: TGIDouble) -> None:
 def test_the_double_refuses_what_tgi_refuses(given: dict[str, Any]) -> None:
     with pytest.raises(Refusal):
         check({"inputs": "a", "parameters": given}, stream=False, root=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ({"best_of": 2, "seed": 7}, {"best_of": 2, "do_sample": True}),  # TGI refuses a seed beside it
+        ({"best_of": 2, "temperature": 0}, {"do_sample": False}),  # and it without sampling
+        ({"logprobs": 9}, {"top_n_tokens": 5, "do_sample": True}),
+        ({"logprobs": 3, "seed": 7}, {"top_n_tokens": 3, "seed": 7, "do_sample": True}),
+    ],
+)
+def test_what_tgi_refuses_in_company_or_past_its_limit_is_left_out(given: dict[str, Any], sent: dict[str, Any]) -> None:
+    made = mapper("textReqOpenAItoTGI")({"prompt": "hi", **given}, {})["parameters"]
+    assert {name: value for name, value in made.items() if name not in ("details", "decoder_input_details")} == sent
+    check({"inputs": "hi", "parameters": made}, stream=False, root=False)

@@ -126,6 +126,7 @@ class Body:
         self.waiting = waiting
         self.timeout_s = timeout_s
         self.at_end: Callable[[], None] | None = None  # told before the connection goes back to the pool
+        self.when_closed: Callable[[], None] | None = None  # told once, when the answer is done with
         self._ahead = b""
         if length == 0 and not chunked:
             self._finish(conn.buffer)
@@ -187,6 +188,9 @@ class Body:
 
     def close(self) -> None:
         """Ends the exchange now; the backend sees its connection closed."""
+        told, self.when_closed = self.when_closed, None
+        if told is not None:
+            told()
         conn, self.conn = self.conn, None
         if conn is not None:
             conn.close()

@@ -23,7 +23,7 @@ def run(project: Project) -> int:
 
         tls_context(config)
     if arguments.show:
-        from proxy.show import shown
+        from proxy.workbench.show import shown
 
         print(shown(config, project.functions("mappers"), project.functions("prompters")))
         return 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from proxy import banner, connect
+from proxy import banner
 from proxy.project import Project
+from proxy.workbench import connect
 
 
 def run(project: Project) -> int:

@@ -84,6 +84,7 @@ class Dialect:
     id_header: str | None = None  # where its clients look for the request id, beside x-request-id
     stream_default: bool = False  # what an absent `stream` means
     tuning: frozenset[str] = frozenset()  # top-level request fields whose loss changes no meaning
+    aws: str | None = None  # the service that requests to such a backend are signed for; see `adapters/aws.py`
 
 
 def names() -> list[str]:

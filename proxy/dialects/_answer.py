@@ -28,7 +28,7 @@ FINISH = {  # what servers with an OpenAI-like API also say; what is in neither 
 
 def count(value: Any) -> int:
     """A token count of a backend; anything that is none is 0."""
-    return max(int(value), 0) if isinstance(value, (int, float)) and value == value and abs(value) < 1e15 else 0
+    return int(value) if isinstance(value, (int, float)) and 0 <= value < 1e15 else 0
 
 
 def text(value: Any) -> str:
@@ -56,20 +56,24 @@ def unix_of(stamp: Any) -> int:
 def model_of(cfg: Mapping[str, Any], backend: Any = None) -> str:
     """The model that an answer names: what the client asked for, else what the backend says."""
     request, params = cfg.get("request"), cfg.get("params")
-    asked = request.get("model") if isinstance(request, Mapping) else None
-    routed = params.get("model") if isinstance(params, Mapping) else None
-    return next((name for name in (asked, routed, backend) if isinstance(name, str) and name), "")
+    asked = request.get("model") if isinstance(request, dict) else None
+    routed = params.get("model") if isinstance(params, dict) else None
+    for name in (asked, routed, backend):
+        if isinstance(name, str) and name:
+            return name
+    return ""
 
 
 def usage(prompt: Any, completion: Any, cached: Any = 0, cache_creation: Any = 0, reasoning: Any = 0) -> Json:
     """Token counts → the hub's usage. `prompt` includes cached and cache_creation, `completion` includes reasoning."""
+    asked, answered, created = count(prompt), count(completion), count(cache_creation)
     details = {"cached_tokens": count(cached)}
-    if count(cache_creation):
-        details["cache_creation_tokens"] = count(cache_creation)
+    if created:
+        details["cache_creation_tokens"] = created
     return {
-        "prompt_tokens": count(prompt),
-        "completion_tokens": count(completion),
-        "total_tokens": count(prompt) + count(completion),
+        "prompt_tokens": asked,
+        "completion_tokens": answered,
+        "total_tokens": asked + answered,
         "prompt_tokens_details": details,
         "completion_tokens_details": {"reasoning_tokens": count(reasoning)},
     }

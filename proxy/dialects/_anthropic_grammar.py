@@ -54,8 +54,8 @@ BLOCKS: dict[str, dict[str, type]] = {  # kind of a block → what its start mus
 OTHER_BLOCKS = (  # how the other kinds end
     *("_tool_result", "container_upload", "mcp_tool_use", "mcp_tool_listing", "compaction", "fallback"),
 )
-MESSAGE: dict[str, type] = {"id": str, "model": str, "content": list}
-BEGINNING = {"type": "message", "role": "assistant", "stop_reason": None, "stop_sequence": None}
+MESSAGE: dict[str, type] = {"id": str, "model": str}
+BEGINNING: Json = {"type": "message", "role": "assistant", "content": [], "stop_reason": None, "stop_sequence": None}
 COUNTS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 
 

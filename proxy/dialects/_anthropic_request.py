@@ -182,7 +182,8 @@ def _blocks(content: Any, path: str) -> Iterable[tuple[str, Json]]:
         raise BadRequest(f"{path} must be a string or an array of blocks", param=path)
     for j, block in enumerate(content):
         at = f"{path}[{j}]"
-        expect(expect(block, "dict", at).get("type"), "str", f"{at}.type")
+        if not isinstance(block, dict) or not isinstance(block.get("type"), str):
+            expect(expect(block, "dict", at).get("type"), "str", f"{at}.type")
         yield at, block
 
 
@@ -312,13 +313,16 @@ def _assistant_in(content: Any, path: str, lost: Lost) -> Json:
     message: Json = {"role": "assistant", "content": "".join(part["text"] for part in parts) if plain else parts}
     if calls:
         message |= {"content": message["content"] or None, "tool_calls": calls}
-    told = {"thinking_blocks": thinking, "reasoning_content": reasoning}
-    message |= {name: value for name, value in told.items() if value}
+    if thinking:
+        message["thinking_blocks"] = thinking
+    if reasoning:
+        message["reasoning_content"] = reasoning
     return with_signatures(message, signatures) if signatures else message
 
 
 # --- hub → Messages
 
+LEAST_BUDGET = 1024  # tokens of thinking
 EFFORTS_OUT = {"minimal": "low", **{effort: effort for effort in EFFORTS}}
 
 
@@ -333,10 +337,13 @@ def chatReqOpenAItoAnthropic(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
         raise BadRequest("this backend gives one answer a request: n must be 1", param="n")
     body: Json = {name: req[name] for name in ("model", "stream", "top_p", "top_k", "thinking") if name in req}
     system, body["messages"] = _turns_out(req["messages"], cfg.get("system_policy", "inline"), lost)
+    if not body["messages"]:
+        raise BadRequest("messages hold nothing that can be sent", param="messages")
     if system:
         body["system"] = system[0]["text"] if len(system) == 1 and "cache_control" not in system[0] else system
     budget = count(req.get("thinking", {}).get("budget_tokens"))
     body["max_tokens"] = req.get("max_completion_tokens", max(MAX_TOKENS, budget + ANSWER_TOKENS))
+    _thinking_out(body, lost)
     if "temperature" in req:
         body["temperature"] = min(req["temperature"], 1)
         if req["temperature"] > 1:
@@ -348,6 +355,19 @@ def chatReqOpenAItoAnthropic(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
     _config_out(req, body)
     _tools_out(req, body)
     return body
+
+
+def _thinking_out(body: Json, lost: Lost) -> None:
+    """A budget as Messages takes it: at least 1024 tokens, and fewer than the answer may have in all."""
+    if body.get("thinking", {}).get("type") != "enabled":
+        return
+    room = body["max_tokens"] - 1
+    if room < LEAST_BUDGET:
+        lost("thinking", "max_tokens leaves no room for it")
+        del body["thinking"]
+        return
+    budget = count(body["thinking"].get("budget_tokens"))
+    body["thinking"] = {**body["thinking"], "budget_tokens": min(max(budget, LEAST_BUDGET), room)}
 
 
 def _stops_out(stops: list[str], body: Json, lost: Lost) -> None:

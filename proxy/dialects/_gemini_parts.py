@@ -240,10 +240,14 @@ def _decoded(signature: str) -> bytes | None:
         return None
 
 
+def _is_base64(signature: str) -> bool:
+    data = _decoded(signature)
+    return data is not None and base64.b64encode(data).decode() == signature
+
+
 def seal(signature: str) -> str:
     """A signature as a Gemini client can hold it; `unseal` gives the very same string back."""
-    data = _decoded(signature)
-    if data is not None and base64.b64encode(data).decode() == signature and not data.startswith(SEAL):
+    if _is_base64(signature) and not (_decoded(signature) or b"").startswith(SEAL):
         return signature
     return base64.b64encode(SEAL + signature.encode("utf-8", "surrogatepass")).decode()
 
@@ -319,7 +323,8 @@ def _thought_parts(message: Json, wrap: Callable[[str], str]) -> Iterator[Json]:
         signature = text(block.get("signature"))
         if block.get("type") == "thinking":
             part = {"text": text(block.get("thinking")), "thought": True}
-            yield {**part, "thoughtSignature": wrap(signature)} if signature else part
+            fits = wrap is seal or _is_base64(signature)  # else another API wrote it, and Gemini refuses it
+            yield {**part, "thoughtSignature": wrap(signature)} if signature and fits else part
         elif wrap is seal:  # only a client brings it back to the API that it belongs to
             yield {"text": "", "thought": True, "thoughtSignature": seal(REDACTED + text(block.get("data")))}
     if not blocks and text(message.get("reasoning_content")):

@@ -10,8 +10,9 @@ import base64
 import binascii
 import hashlib
 import json
+import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -20,21 +21,13 @@ from proxy.errors import BackendError, BadRequest, ProxyError
 Json = dict[str, Any]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "str": (lambda value: isinstance(value, str), "a string"),
-    "bool": (lambda value: isinstance(value, bool), "true or false"),
-    "int": (_is_int, "an integer"),
-    "number": (_is_number, "a number"),
-    "dict": (lambda value: isinstance(value, dict), "an object"),
-    "list": (lambda value: isinstance(value, list), "an array"),
+TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "str": (str, "a string"),
+    "bool": (bool, "true or false"),
+    "int": (int, "an integer"),
+    "number": ((int, float), "a number"),
+    "dict": (dict, "an object"),
+    "list": (list, "an array"),
 }
 FIELDS = {  # top-level field → its type; what is not listed is not looked at
     **dict.fromkeys(("model", "user", "reasoning_effort"), "str"),
@@ -50,8 +43,8 @@ ROLES = frozenset(("system", "developer", "user", "assistant", "tool", "function
 
 def expect(value: Any, kind: str, param: str) -> Any:
     """The value, if it is a `kind` (str, bool, int, number, dict, list). Raises BadRequest that names `param`."""
-    fits, name = TYPES[kind]
-    if not fits(value):
+    types, name = TYPES[kind]
+    if not isinstance(value, types) or ((value is True or value is False) and kind != "bool"):  # Python's True is an int
         raise BadRequest(f"{param} must be {name}", param=param)
     return value
 
@@ -62,9 +55,8 @@ def checked(ip: Any, fields: Mapping[str, str]) -> Json:
         raise BadRequest("the body must be a JSON object")
     body = {name: value for name, value in ip.items() if value is not None}
     for name, value in body.items():
-        kind = fields.get(name)
-        if kind is not None and not TYPES[kind][0](value):
-            expect(value, kind, name)
+        if name in fields:
+            expect(value, fields[name], name)
     return body
 
 
@@ -88,7 +80,8 @@ def canonical(ip: Any, own: bool = False) -> Json:
         _canonical_stop(req)
     if "response_format" in req:
         _canonical_format(req)
-    _canonical_tools(req, own)
+    if not TOOL_FIELDS.isdisjoint(req):
+        _canonical_tools(req, own)
     if not req.get("messages"):
         raise BadRequest("messages must be an array with at least one message", param="messages")
     req["messages"] = canonical_messages(req["messages"], own)
@@ -124,6 +117,9 @@ CUSTOM_INPUT = {  # what a custom tool takes, said as a function's parameters
     "required": ["input"],
     "additionalProperties": False,
 }
+
+
+TOOL_FIELDS = frozenset(("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"))
 
 
 def _canonical_tools(req: Json, own: bool) -> None:
@@ -225,7 +221,7 @@ def tool_name(tool: Json) -> str | None:
 def canonical_messages(messages: Any, own: bool = False) -> list[Json]:
     """Messages → canonical ones: legacy function turns become tool turns, ids that are missing are made up (alike on both)."""
     out: list[Json] = []
-    pending: dict[str, str | None] = {}  # id → function name of calls without a result so far
+    pending: dict[str, Json] = {}  # by id, the calls without a result so far
     for i, message in enumerate(messages):
         if not isinstance(message, dict):
             raise BadRequest(f"messages[{i}] must be an object", param=f"messages[{i}]")
@@ -234,10 +230,13 @@ def canonical_messages(messages: Any, own: bool = False) -> list[Json]:
             raise BadRequest(f"messages[{i}].role must be one of {', '.join(sorted(ROLES))}", param=f"messages[{i}].role")
         if role == "assistant":
             message = _assistant_message(message, i, own)
-            pending.update((call["id"], tool_name(call)) for call in message.get("tool_calls") or ())
+            for call in message.get("tool_calls") or ():
+                pending[call["id"]] = call
         elif role in ("tool", "function"):
             message = _tool_message(message, i, pending)
-        content = _canonical_content(message, i, own)
+        content = message.get("content")
+        if not isinstance(content, str):
+            content = _canonical_content(message, i, own)
         if content is not message.get("content") or None in message.values() or "content" not in message:
             message = {name: value for name, value in message.items() if value is not None}
             message["content"] = content
@@ -247,12 +246,9 @@ def canonical_messages(messages: Any, own: bool = False) -> list[Json]:
 
 def _canonical_content(message: Json, i: int, own: bool) -> Any:
     content = message.get("content")
-    if isinstance(content, str):
-        return content
     if isinstance(content, list):
         parts = [_canonical_part(part, f"messages[{i}].content[{j}]", own) for j, part in enumerate(content)]
-        changed = any(new is not old for new, old in zip(parts, content))  # noqa: B905 (the lists are equally long)
-        return parts if changed else content
+        return content if all(map(operator.is_, parts, content)) else parts
     if content is None and message["role"] == "assistant":
         return None
     if content is None and message["role"] == "tool":
@@ -281,8 +277,7 @@ def _canonical_part(part: Any, param: str, own: bool) -> Json:
             return part  # type: ignore[no-any-return]
         raise BadRequest(f"{param}.type must be one of {', '.join(PARTS)}", param=f"{param}.type")
     field, wanted = PARTS[kind]
-    if not TYPES[wanted][0](part.get(field)):
-        expect(part.get(field), wanted, f"{param}.{field}")
+    expect(part.get(field), wanted, f"{param}.{field}")
     if kind == "image_url":
         expect(part["image_url"].get("url"), "str", f"{param}.image_url.url")
     return part  # type: ignore[no-any-return]
@@ -305,8 +300,7 @@ def _assistant_message(message: Json, i: int, own: bool) -> Json:
         changed["tool_calls"] = [_canonical_call(call, i, j, own) for j, call in enumerate(listed)]
         if not changed["tool_calls"]:
             del changed["tool_calls"]
-    same = len(changed) == len(message) and all(changed[name] == message.get(name) for name in changed)
-    return message if same else changed
+    return changed
 
 
 def _canonical_call(call: Any, i: int, j: int, own: bool) -> Json:
@@ -335,14 +329,14 @@ def _canonical_call(call: Any, i: int, j: int, own: bool) -> Json:
     return {**kept, "id": call_id or f"call_{i}_{j}", "type": "function", "function": function}
 
 
-def _tool_message(message: Json, i: int, pending: dict[str, str | None]) -> Json:
+def _tool_message(message: Json, i: int, pending: dict[str, Json]) -> Json:
     """A result finds its call by id; without one, by name (legacy functions), else it belongs to the oldest open call."""
     call_id = message.get("tool_call_id")
     if call_id is not None and not isinstance(call_id, str):
         expect(call_id, "str", f"messages[{i}].tool_call_id")
     if not call_id:
         wanted = message.get("name")
-        named = next((known for known, name in pending.items() if wanted and name == wanted), None)
+        named = next((known for known, call in pending.items() if wanted and tool_name(call) == wanted), None)
         call_id = named or next(iter(pending), None)
         if call_id is None:
             raise BadRequest(f"messages[{i}].tool_call_id is missing", param=f"messages[{i}].tool_call_id")
@@ -362,9 +356,12 @@ def objects(value: Any) -> list[Json]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
+_compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def compact(value: Any) -> str:
     """Compact JSON text, as tool arguments are written."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _compact.encode(value)
 
 
 def text_of(content: Any) -> str:
@@ -472,9 +469,9 @@ def _weigh(value: Any) -> int:
     if isinstance(value, str):  # English has about four characters a token, other scripts three bytes
         return (len(value) + 3) // 4 if value.isascii() else len(value.encode("utf-8", "replace")) // 3 + 1
     if isinstance(value, list):
-        return sum(map(_weigh, value))
+        return sum([_weigh(item) for item in value])
     if isinstance(value, dict):
         if value.get("type") in ("image_url", "input_audio", "file"):
             return IMAGE_TOKENS
-        return sum(1 + len(str(name)) // 4 + _weigh(item) for name, item in value.items() if name != "signature")
+        return sum([1 + len(str(name)) // 4 + _weigh(item) for name, item in value.items() if name != "signature"])
     return 1

@@ -58,7 +58,11 @@ def textReqLlamaCpptoOpenAI(ip: Any, cfg: Mapping[str, Any] = {}) -> Json:
     req["prompt"] = _client_prompt(body.get("prompt"))
     if not 0 <= req.get("seed", 0) < ANY_SEED:
         del req["seed"]
-    if body.get("n_predict", -1) >= 0:
+    if body.get("n_predict") == 0:
+        raise BadRequest(
+            "n_predict: 0 only fills llama.cpp's own cache; other backends give at least one token", param="n_predict"
+        )
+    if body.get("n_predict", -1) > 0:
         req["max_tokens"] = body["n_predict"]
     if "json_schema" in body:
         schema = {"name": "output", "schema": body["json_schema"]}

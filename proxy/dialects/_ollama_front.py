@@ -103,6 +103,10 @@ def _message(message: Any, where: str) -> Json:
     role = expect(given.get("role"), "str", f"{where}.role").lower()
     content: Any = expect(given.get("content", ""), "str", f"{where}.content")
     if given.get("images"):
+        if role in ("system", "assistant"):
+            raise BadRequest(
+                f"{where}.images: only a user's message and a tool's can have images here", param=f"{where}.images"
+            )
         images = expect(given["images"], "list", f"{where}.images")
         urls = [_image(expect(image, "str", f"{where}.images[{i}]")) for i, image in enumerate(images)]
         parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]

@@ -31,6 +31,7 @@ from proxy.dialects._llamacpp_front import (
     textStreamOpenAItoLlamaCpp,
     told_events,
 )
+from proxy.dialects._llamacpp_limits import limitsReqLlamaCpp
 from proxy.dialects.openai import (
     TEXT_FIELDS,
     Json,
@@ -52,8 +53,8 @@ from proxy.dialects.openai import (
 from proxy.errors import BackendError, BadRequest
 from proxy.prompts import prompt_of
 
-# the clients' half, which stands in its own file
-__all__ = ["embedAnsOpenAItoLlamaCpp", "embedReqLlamaCpptoOpenAI", "healthAnsLlamaCpp", "propsAnsLlamaCpp"]
+# the clients' half, and the limits of command:// targets, which stand in their own files
+__all__ = ["embedAnsOpenAItoLlamaCpp", "embedReqLlamaCpptoOpenAI", "healthAnsLlamaCpp", "limitsReqLlamaCpp", "propsAnsLlamaCpp"]
 __all__ += ["textAnsOpenAItoLlamaCpp", "textReqLlamaCpptoOpenAI", "textStreamOpenAItoLlamaCpp"]
 
 # --- requests to llama.cpp

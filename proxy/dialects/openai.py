@@ -102,7 +102,9 @@ __all__ += ["usage", "usage_chunk", "vectors_of"]
 # --- chat
 
 SAMPLING = ("top_k", "min_p", "typical_p", "repetition_penalty")
-MESSAGE_EXTENSIONS = ("thinking_blocks", "reasoning_content", "is_error")
+NOT_OF_TEXT = frozenset(("response_format", *SAMPLING))
+MESSAGE_EXTENSIONS = frozenset(("thinking_blocks", "reasoning_content", "is_error"))
+EXTRA, CACHE = frozenset(("extra_content",)), frozenset(("cache_control",))
 OPENAI_ONLY = ("verbosity", "prompt_cache_key", "safety_identifier", "service_tier")
 OPENAI_HOST = re.compile(r"//([\w.-]+\.)?(openai\.com|azure\.com)([:/]|$)")
 GOOGLE_HOST = re.compile(r"//([\w.-]+\.)?googleapis\.com([:/]|$)")
@@ -122,9 +124,9 @@ def chatReqOpenAItoOpenAI(ip: Any, cfg: Mapping[str, Any] = {}) -> Json:
         req.pop(name, None)
     url = cfg.get("url")
     google = isinstance(url, str) and GOOGLE_HOST.search(url) is not None
-    req["messages"] = list(_plain_messages(req["messages"], () if google else ("extra_content",)))
+    req["messages"] = list(_plain_messages(req["messages"], frozenset() if google else EXTRA))
     if "tools" in req:
-        req["tools"] = [_without(tool, "cache_control") for tool in req["tools"]]
+        req["tools"] = [_without(tool, CACHE) for tool in req["tools"]]
     if req.get("stream"):
         req["stream_options"] = {**req.get("stream_options", {}), "include_usage": True}
     if isinstance(url, str) and not OPENAI_HOST.search(url):
@@ -134,33 +136,34 @@ def chatReqOpenAItoOpenAI(ip: Any, cfg: Mapping[str, Any] = {}) -> Json:
     return req
 
 
-def _without(item: Json, *names: str) -> Json:
-    if not any(name in item for name in names):
-        return item
-    return {name: value for name, value in item.items() if name not in names}
+def _without(item: Json, names: frozenset[str]) -> Json:
+    return item if names.isdisjoint(item) else {name: value for name, value in item.items() if name not in names}
 
 
-def _plain_messages(messages: list[Json], extra: tuple[str, ...]) -> Iterator[Json]:
+def _plain_messages(messages: list[Json], extra: frozenset[str]) -> Iterator[Json]:
     """Messages without extensions, and without `extra`, which their calls may have too.
 
     What a tool result cannot hold follows the last result of the turn.
     """
     held: list[Json] = []
+    extensions = MESSAGE_EXTENSIONS | extra
     for message in messages:
         if held and message["role"] != "tool":
             yield {"role": "user", "content": held}
             held = []
-        plain = _without(message, *MESSAGE_EXTENSIONS, *extra)
+        plain = _without(message, extensions)
         if isinstance(plain["content"], list):
-            parts = [_without(part, "cache_control") for part in plain["content"]]
+            parts = [_without(part, CACHE) for part in plain["content"]]
             if message["role"] == "tool":
                 held += [part for part in parts if part["type"] != "text"]
                 parts = [part for part in parts if part["type"] == "text"]
             plain = {**plain, "content": parts if parts else ""}
         if message.get("is_error") is True:
             plain = {**plain, "content": f"Error: {text_of(plain['content'])}"}
+        if plain["content"] is None and not plain.get("tool_calls"):
+            plain = {**plain, "content": ""}  # all that it said was reasoning
         if plain.get("tool_calls"):
-            plain = {**plain, "tool_calls": [_without(call, *extra) for call in plain["tool_calls"]]}
+            plain = {**plain, "tool_calls": [_without(call, extra) for call in plain["tool_calls"]]}
         yield plain
     if held:
         yield {"role": "user", "content": held}
@@ -221,7 +224,7 @@ TEXT_AS_CHAT = (
 
 def textReqOpenAItoOpenAI(ip: Any, cfg: Mapping[str, Any] = {}) -> Json:
     """A Completions request for a backend of OpenAI's API: no nulls, no sampling extensions, usage asked for in streams."""
-    req = _without(checked(ip, TEXT_FIELDS), "response_format", *SAMPLING)
+    req = _without(checked(ip, TEXT_FIELDS), NOT_OF_TEXT)
     if req.get("stream"):
         req = {**req, "stream_options": {**req.get("stream_options", {}), "include_usage": True}}
     return req

@@ -29,6 +29,7 @@ __all__ = ["healthAnsTGI", "infoAnsTGI", "textAnsOpenAItoTGI", "textReqTGItoOpen
 
 FINISH = {"eos_token": "stop", "stop_sequence": "stop", "length": "length"}
 SEEDS = 2**64
+TOP = 5  # tokens that it tells beside each one, unless it was started with more
 
 # --- requests to TGI
 
@@ -59,11 +60,16 @@ def textReqOpenAItoTGI(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
         raise BadRequest("this backend cannot fill in before a suffix", param="suffix")
     asked = req.get("logprobs")
     body = _request(hub.one_prompt(req), _stops(req), req, cfg, 0 if asked is None else max(asked, 1))
-    if req.get("best_of", 1) > 1:
-        body["parameters"]["best_of"] = req["best_of"]
+    if req.get("best_of", 1) > 1 and body["parameters"].get("do_sample"):  # without sampling all are the same
+        body["parameters"] = {**_without_seed(body["parameters"]), "best_of": req["best_of"]}
     if req.get("echo"):
         body["parameters"]["return_full_text"] = True
     return body
+
+
+def _without_seed(parameters: Json) -> Json:
+    """TGI refuses a seed for several answers to choose from."""
+    return {name: value for name, value in parameters.items() if name != "seed"}
 
 
 def _stops(req: Json) -> list[str]:
@@ -105,7 +111,9 @@ def _request(prompt: str, stops: Sequence[str], req: Json, cfg: Mapping[str, Any
     if "seed" in req:
         parameters["seed"] = req["seed"] % SEEDS  # unsigned there
     if top:
-        parameters["top_n_tokens"] = int(top)
+        parameters["top_n_tokens"] = min(int(top), TOP)
+        if top > TOP and "lost" in cfg:
+            cfg["lost"]("top_logprobs", f"TGI tells {TOP} at most")
     if "response_format" in req:
         parameters["grammar"] = _grammar(req["response_format"])
     at_root = cfg.get("path") == "/"  # one path for both there: the body says which
@@ -142,8 +150,9 @@ def chatAnsTGItoOpenAI(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
     Raises: BackendError when there is no text. Source: TGI 3.3 API reference, /generate.
     """
     request = asked(cfg)
-    piece = _ended(*_generated(ip), _chat_stops(request, cfg), partial(_estimate, request))
-    return _answer(cfg, piece, bool(request.get("logprobs")))
+    logprobs = bool(request.get("logprobs"))
+    piece = _ended(*_generated(ip), _chat_stops(request, cfg), partial(_estimate, request), logprobs)
+    return _answer(cfg, piece, logprobs)
 
 
 def textAnsTGItoOpenAI(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
@@ -155,8 +164,9 @@ def textAnsTGItoOpenAI(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
     generated, details = _generated(ip)
     if request.get("echo"):
         generated = generated.removeprefix(hub.one_prompt(request))
-    piece = _ended(generated, details, _listed(request.get("stop")), partial(_estimate, request))
-    return hub.textAnsChattoOpenAI(_answer(cfg, piece, request.get("logprobs") is not None), cfg)
+    logprobs = request.get("logprobs") is not None
+    piece = _ended(generated, details, _listed(request.get("stop")), partial(_estimate, request), logprobs)
+    return hub.textAnsChattoOpenAI(_answer(cfg, piece, logprobs), cfg)
 
 
 def chatStreamTGItoOpenAI(events: Iterable[Event], cfg: Mapping[str, Any] = {}) -> Iterator[Event]:
@@ -191,7 +201,7 @@ def _chunks(cfg: Mapping[str, Any], pieces: Iterable[_Piece], logprobs: bool) ->
 
 def _extra(cfg: Mapping[str, Any], piece: _Piece) -> Json:
     """The stop that the client asked for; one of the prompter's is nothing it knows of."""
-    return {"stop_sequence": piece.stop} if piece.stop in _listed(asked(cfg).get("stop")) else {}
+    return {"stop_sequence": piece.stop} if piece.stop and piece.stop in _listed(asked(cfg).get("stop")) else {}
 
 
 Token = tuple[Json, Any]  # a token, and the most likely ones in its place
@@ -235,18 +245,25 @@ def _pieces(events: Iterable[Event], stops: Sequence[str], estimate: Callable[[]
             yield _Piece(out, told)
 
 
-def _ended(generated: str, details: Json, stops: Sequence[str], estimate: Callable[[], int]) -> _Piece:
-    """A whole answer as one piece."""
+def _ended(generated: str, details: Json, stops: Sequence[str], estimate: Callable[[], int], logprobs: bool) -> _Piece:
+    """A whole answer as one piece; its tokens only where somebody asks for them."""
     found = _found(generated, stops)
     kept = generated[: found[0]] if found else generated
-    tokens, at, given, tops = [], 0, details.get("tokens"), details.get("top_tokens")
-    given, tops = (value if isinstance(value, list) else [] for value in (given, tops))
-    for i, token in enumerate(given):
+    listed = details.get("tokens")
+    tokens: list[Any] = listed if isinstance(listed, list) else []
+    return _end(kept, _within(kept, tokens, details) if logprobs else [], details, found, len(tokens), estimate)
+
+
+def _within(kept: str, tokens: Sequence[Any], details: Json) -> list[Token]:
+    """Those of an answer's tokens that begin inside the text that is kept."""
+    out: list[Token] = []
+    at, tops = 0, details.get("top_tokens")
+    for i, token in enumerate(tokens):
         fresh = text(token.get("text")) if isinstance(token, dict) and not token.get("special") else ""
         if fresh and at < len(kept):
-            tokens.append((token, tops[i] if i < len(tops) else None))
+            out.append((token, tops[i] if isinstance(tops, list) and i < len(tops) else None))
         at += len(fresh)
-    return _end(kept, tokens, details, found, len(given), estimate)
+    return out
 
 
 def _end(

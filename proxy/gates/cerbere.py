@@ -47,6 +47,8 @@ def within(text: str, networks: tuple[Network, ...]) -> bool:
 class Gate:
     """Thread-safe; the lock guards the counts."""
 
+    bans = 0  # that this process has brought; its gates come one after the other
+
     def __init__(self, config: Cerbere, clock: Callable[[], float] = time.monotonic) -> None:
         self._config = config
         self._clock = clock
@@ -65,41 +67,53 @@ class Gate:
         config = self._config
         if within(client, config.blacklist) or (config.only and not within(client, config.only)):
             raise Refused("this address may not connect", code="address_refused", close=True)
+        if self.is_banned(client) and not within(client, config.whitelist):
+            until = "until the proxy is restarted" if config.ban_s is None else f"for {config.ban_s:.0f} s"
+            raise Refused(f"this address is banned {until}: too many wrong keys", code="address_banned", close=True)
+
+    def is_banned(self, client: str) -> bool:
+        """Whether that address has sent too many wrong keys."""
         if not self._tries:  # the common case costs no lock
-            return
-        who = _counted(client)
+            return False
+        config, who = self._config, counted(client)
         with self._lock:
             count, last = self._tries.get(who, (0, 0.0))
             if count >= config.max_tries and config.ban_s is not None and self._clock() - last >= config.ban_s:
                 del self._tries[who]
                 count = 0
-        if count >= config.max_tries and not within(client, config.whitelist):
-            until = "until the proxy is restarted" if config.ban_s is None else f"for {config.ban_s:.0f} s"
-            raise Refused(f"this address is banned {until}: too many wrong keys", code="address_banned", close=True)
+        return count >= config.max_tries
 
     def wrong_key(self, client: str) -> bool:
         """Counts; True when this one brought the ban."""
         if within(client, self._config.whitelist):
             return False
-        who = _counted(client)
+        who = counted(client)
         with self._lock:
             count = self._tries.pop(who, (0, 0.0))[0] + 1
             self._tries[who] = (count, self._clock())
             while len(self._tries) > TRACKED:
                 self._tries.popitem(last=False)
         if count == self._config.max_tries:
-            until = "until restart" if self._config.ban_s is None else f"for {self._config.ban_s:.0f} s"
-            logger.warning("%s is banned %s: %d wrong keys (cerbere.ban_s, cerbere.whitelist)", client, until, count)
+            self._tell(client)
         return count == self._config.max_tries
+
+    def _tell(self, client: str) -> None:
+        with self._lock:
+            Gate.bans += 1
+        tries, ban_s = self._config.max_tries, self._config.ban_s
+        until = "until restart" if ban_s is None else f"for {ban_s:.0f} s"
+        logger.warning("%s is banned %s: %d wrong keys (cerbere.ban_s, cerbere.whitelist)", client, until, tries)
 
     def right_key(self, client: str) -> None:
         """A right key clears the count."""
         if self._tries:
             with self._lock:
-                self._tries.pop(_counted(client), None)
+                self._tries.pop(counted(client), None)
 
 
-def _counted(client: str) -> str:
+@lru_cache(maxsize=4096)
+def counted(client: str) -> str:
+    """What an address counts as: an IPv6 one as its /64."""
     found = address(client)
     if isinstance(found, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((found, 64), strict=False))

@@ -8,15 +8,14 @@ has ended. Both are atomic and one round trip each; nothing is asked that the co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
-@dataclass(frozen=True)
-class Rate:
+class Rate(NamedTuple):
     """At most `limit` units in any `period_s` seconds (`moving`), or in each period since the epoch (fixed window).
 
-    `amount` units are taken at admission: 1 for a request, an estimate for tokens, which `settle` replaces.
+    `amount` units are taken at admission: 1 for a request, an estimate for tokens, which `settle` replaces. A claim of 0 fits
+    while anything is left. What `settle` adds counts from then on; what it gives back is given back where it was taken.
     """
 
     name: str  # of the counter, such as "key alice requests 100/60"
@@ -26,9 +25,9 @@ class Rate:
     amount: int = 1
 
 
-@dataclass(frozen=True)
-class Budget:
-    """At most `limit` millionths of a US dollar per `period`. `amount` is reserved at admission; `settle` says what it was."""
+class Budget(NamedTuple):
+    """At most `limit` millionths of a US dollar per `period`. `amount` is reserved at admission; `settle` says what it was.
+    A claim of 0 fits while anything is left."""
 
     name: str
     limit: int
@@ -36,8 +35,7 @@ class Budget:
     amount: int = 0
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """One of `limit` things at a time, such as a key's calls in flight; refused at once when none is free."""
 
     name: str
@@ -47,20 +45,20 @@ class Slot:
 Claim = Rate | Budget | Slot
 
 
-@dataclass(frozen=True)
-class Standing:
-    """How a counter stands after an admission: what is left of its limit, and in how many seconds all of it is back."""
+class Standing(NamedTuple):
+    """How a counter stands after an admission: what is left of its limit, and in how many seconds all of it is back (0.0 for
+    a Slot, infinite for a `total`)."""
 
     claim: Claim
     left: int
     reset_s: float
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """`refused`: the first claim that does not fit, None when all do; then nothing has been taken of any.
 
-    `retry_after_s`: when the refused one will fit again, if nobody else takes it. `standings`: one per claim, in their order.
+    `retry_after_s`: when the refused one will fit again, if nobody else takes it; infinite when it never will (a `total`, more
+    than the limit at once); 1.0 for a Slot, of which nobody can know. `standings`: one per claim, in their order.
     """
 
     refused: Claim | None
@@ -86,7 +84,7 @@ class State(Protocol):
     """What an engine does. Thread-safe. Raises StateLost where it cannot; the memory engine never does."""
 
     def admit(self, holder: str, claims: Sequence[Claim]) -> Verdict:
-        """Takes all of the claims for `holder` (a call's id), or none."""
+        """Takes all of the claims for `holder` (a call's id), or none. A second call for the same holder adds to the first."""
 
     def settle(self, holder: str, actual: Mapping[str, int]) -> None:
         """The holder's call has ended: slots come back, and what it really used of a Rate or Budget, by its name, replaces what
@@ -97,7 +95,8 @@ class State(Protocol):
 
     def fail(self, name: str, limit: int, rest_s: float | None) -> float:
         """One more failure in a row of `name` (an address, a target); at `limit` it rests for `rest_s` seconds (None: until it
-        is forgiven). The seconds that it rests from now on, 0.0 while it does not; infinite without an end."""
+        is forgiven). The seconds that it rests from now on, 0.0 while it does not; infinite without an end. After a rest
+        the count begins anew, unless `trial` has been asked: then this was the trial's failure, and it rests again at once."""
 
     def rest(self, name: str, rest_s: float) -> None:
         """`name` (an upstream key) rests for `rest_s` seconds."""
@@ -108,7 +107,7 @@ class State(Protocol):
 
     def trial(self, name: str, within_s: float) -> bool:
         """Whether the caller may try what has just rested (half-open): one caller at a time, until `forgive`, `fail` or
-        `within_s` seconds have gone by. True for what has never failed."""
+        `within_s` seconds have gone by. False while it rests, True for what has not rested."""
 
     def forgive(self, name: str) -> None:
         """A success: failures and rest of `name` are forgotten."""

@@ -283,6 +283,7 @@ CHOICES: dict[str, tuple[str, list[Any]]] = {  # dialect → (where it stands, w
     "openai": ("tool_choice", ["required", "none", {"type": "function", "function": {"name": CLOCK}}]),
     "responses": ("tool_choice", ["required", "none", {"type": "function", "name": CLOCK}]),
     "anthropic": ("tool_choice", [{"type": "any"}, {"type": "none"}, {"type": "tool", "name": CLOCK}]),
+    "bedrock": ("toolConfig.toolChoice", [{"any": {}}, None, {"tool": {"name": CLOCK}}]),
     "gemini": (
         "toolConfig.functionCallingConfig",
         [{"mode": "ANY"}, {"mode": "NONE"}, {"mode": "ANY", "allowedFunctionNames": [CLOCK]}],
@@ -334,7 +335,13 @@ def reasoning_stream(cell: Cell) -> None:
     _reasons(cell, cell.run(op="chat", turns=[user("think first, think hard")], effort="high", stream=True))
 
 
-THOUGHTS = {"responses": "First this.", "anthropic": "First this.", "gemini": "Let me think.", "ollama": "Let me see."}
+THOUGHTS = {
+    "responses": "First this.",
+    "anthropic": "First this.",
+    "bedrock": "First this.",
+    "gemini": "Let me think.",
+    "ollama": "Let me see.",
+}
 
 
 def _reasons(cell: Cell, told: Json) -> None:

@@ -22,7 +22,7 @@ class Loss:
     words: str
 
 
-PROMPTED = ("tgi", "llamacpp", "real llama.cpp")  # they complete a text
+PROMPTED = ("tgi", "llamacpp", "real llama.cpp", "command")  # they complete a text
 REAL = ("real llama.cpp", "real llama.cpp as openai")
 TOOL_USE = (*TOOLS, "tools-parallel", "choice-required", "choice-named")
 THINK = ("reasoning", "reasoning-stream")
@@ -30,14 +30,17 @@ NO_EYES = Refusal("image input is not supported", 500)  # llama.cpp's own status
 # (fronts, backends, features) → what happens; an empty tuple is any
 RULES: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], Refusal | Loss], ...] = (
     ((), PROMPTED, TOOL_USE, Refusal("takes no tools")),
-    ((), ("tgi",), ("image",), Refusal("image_url")),
+    ((), ("tgi", "command"), ("image",), Refusal("image_url")),
+    (("llamacpp",), ("command",), ("logprobs",), Refusal("takes no n_probs")),  # a program tells no probabilities
+    ((), ("command",), ("logprobs",), Loss("robs|top_n_tokens")),
     ((), REAL, ("image",), NO_EYES),
     ((), ("responses",), ("n",), Refusal("n must be 1")),
-    ((), ("anthropic",), ("n",), Refusal("n must be 1")),
+    ((), ("anthropic", "bedrock"), ("n",), Refusal("n must be 1")),
     ((), ("ollama", "tgi"), ("n",), Refusal("one answer a call")),
     ((), ("anthropic", "tgi"), ("embed",), Refusal("no such operation", 501)),
+    (("llamacpp",), ("bedrock",), ("embed",), Refusal("embeds with Titan and Cohere only")),  # they name no model
     ((), ("responses",), ("stop",), Loss("stop")),
-    ((), ("anthropic",), ("logprobs",), Loss("robs|top_n_tokens")),
+    ((), ("anthropic", "bedrock"), ("logprobs",), Loss("robs|top_n_tokens|n_probs")),
     ((), ("ollama",), ("choice-required", "choice-named"), Loss("tool")),
     ((), ("tgi",), THINK, Loss("")),
     (("anthropic", "gemini"), ("openai",), THINK, Loss("hinking")),
@@ -48,7 +51,7 @@ RULES: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], Refusal | 
 
 def limit(client: Client, backend: Backend, feature: str) -> Refusal | Loss | None:
     """What happens to that feature; None: it works."""
-    if client.front == backend.dialect:
+    if client.front == backend.dialect and backend.name != "command":
         return NO_EYES if feature == "image" and backend.name in REAL else None
     for fronts, backends, features, each in RULES:
         if (not fronts or client.front in fronts) and backend.name in backends and feature in features:

@@ -11,8 +11,9 @@ Cell = tuple[str, str, str, str, str]  # client, front, backend, feature, what b
 HEAD = """# Any client, any backend
 
 Written by `make compat` from the tests of `tests/test_compatibility.py`: each real client sends each backend what its API can
-say, through one running proxy. The backends are doubles that refuse what the vendor's service refuses, and a real llama.cpp
-server, which is reached in its own API and in OpenAI's. A test run fails when this file says anything else than it saw.
+say, through one running proxy. The backends are doubles that refuse what the vendor's service refuses, a program
+with the arguments of llama.cpp's that is run as `command://`, and a real llama.cpp server, which is reached in its own API and
+in OpenAI's. A test run fails when this file says anything else than it saw.
 
 | sign | it means |
 |---|---|

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.backends import engine
 from tests.backends.llama_server import LlamaServer
 from tests.backends.proxy import KEY, Proxy
 from tests.backends.sdks import Child
 from tests.compat import child
 from tests.compat.features import Json, Refused
 from tests.compat.matrix import BACKENDS, Backend, Client
-from tests.doubles import gemini
+from tests.doubles import aws, gemini
 from tests.doubles.anthropic import AnthropicDouble
+from tests.doubles.bedrock import BedrockDouble
 from tests.doubles.gemini import GeminiDouble
 from tests.doubles.llamacpp import LlamaCppDouble
 from tests.doubles.ollama import OllamaDouble
@@ -27,10 +30,12 @@ DOUBLES: dict[str, Any] = {
     "responses": OpenAIDouble,
     "anthropic": AnthropicDouble,
     "gemini": GeminiDouble,
+    "bedrock": BedrockDouble,
     "ollama": OllamaDouble,
     "tgi": TGIDouble,
     "llamacpp": LlamaCppDouble,
 }
+AWS = {"AWS_ACCESS_KEY_ID": aws.KEY, "AWS_SECRET_ACCESS_KEY": aws.SECRET}
 KEYS = {"openai": "sk-double", "responses": "sk-double", "anthropic": "sk-ant-double", "gemini": gemini.KEY}
 
 
@@ -44,12 +49,15 @@ def config(urls: dict[str, str]) -> str:
     models: dict[str, Any] = {}
     for backend in BACKENDS:
         name = slug(backend)
-        target = {"url": urls[backend.name], "dialect": backend.dialect, "route": f"/to-{name}", "model": backend.model}
+        url = "command://tiny" if backend.name == "command" else urls[backend.name]
+        target = {"url": url, "dialect": backend.dialect, "route": f"/to-{name}", "model": backend.model}
         targets[name] = {**target, **({"key": KEYS[backend.name]} if backend.name in KEYS else {})}
+        targets[name] |= {"aws": {"region": aws.REGION}} if backend.dialect == "bedrock" else {}
         models[f"any-{name}"] = {"target": name, "model": backend.model}
         if backend.embedder:
             models[f"embed-{name}"] = {"target": name, "model": backend.embedder}
-    return json.dumps({"targets": targets, "models": models})  # JSON is YAML
+    commands = {"tiny": {"preset": "llama.cpp", "model": "tiny.gguf", "count_tokens": True}}
+    return json.dumps({"targets": targets, "models": models, "commands": commands})  # JSON is YAML
 
 
 class World:
@@ -67,7 +75,9 @@ class World:
             self.doubles = {name: stack.enter_context(double()) for name, double in DOUBLES.items()}
             llama = stack.enter_context(LlamaServer())
             urls = {backend.name: llama.url if backend.real else self.doubles[backend.name].url for backend in BACKENDS}
-            self.proxy = stack.enter_context(Proxy(self._folder, config(urls)))
+            programs = engine.install(self._folder / "programs")
+            env = {**AWS, "PATH": f"{programs}:{os.environ['PATH']}"}
+            self.proxy = stack.enter_context(Proxy(self._folder, config(urls), env=env))
             self._stack = stack.pop_all()
         return self
 

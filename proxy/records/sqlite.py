@@ -1,0 +1,152 @@
+"""The call log in an SQLite file: write-ahead log, so that readers and other workers' writers get along, and FTS5 to search."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from proxy.errors import ConfigError
+from proxy.records.sql import MATCHES, TABLES, VERSION, SqlStore, Values, words_of
+from proxy.records.store import RowRefused, StoreLost
+
+LOCKED_S = 10.0  # how long another worker's write is waited for
+MARK = 0x6D6F6F6C  # application_id of our files
+CACHE_KIB = 16 * 1024  # of pages, per connection
+WORDS = "CREATE VIRTUAL TABLE words USING fts5(said, content='', detail=none)"  # without a copy of the texts
+
+OF_A_VALUE = (
+    sqlite3.IntegrityError,
+    sqlite3.ProgrammingError,
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    OverflowError,
+    UnicodeEncodeError,
+)
+
+
+VALUES = re.compile(r"VALUES (\([?0, ]+\))")
+MOST_VALUES = 32_000  # in one statement; SQLite allows 32,766
+
+
+class SqliteStore(SqlStore):
+    """See `store.Store`. A file that was moved away is made anew."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        self._file = file
+        self._conn: sqlite3.Connection | None = None
+        self._inode = 0
+        with self._begin(writes=False):
+            pass
+
+    def close(self) -> None:
+        """See Store."""
+        with self._lock:
+            if self._conn is not None:
+                self._conn.close()
+                self._conn = None
+
+    @contextlib.contextmanager
+    def _begin(self, writes: bool = True) -> Iterator[None]:
+        with self._lock:
+            try:
+                conn = self._ready()
+                conn.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+                try:
+                    yield
+                    conn.execute("COMMIT")
+                except BaseException:
+                    if conn.in_transaction:
+                        conn.execute("ROLLBACK")
+                    raise
+            except OF_A_VALUE as fault:
+                raise RowRefused(type(fault).__name__) from fault
+            except (sqlite3.Error, OSError) as fault:
+                raise StoreLost(f"{self._file}: {fault}") from fault
+
+    def _ready(self) -> sqlite3.Connection:
+        if self._conn is not None and not self._is_there():
+            self.close()
+        if self._conn is None:
+            self._conn = self._open()
+            self._inode = os.stat(self._file).st_ino
+        return self._conn
+
+    def _is_there(self) -> bool:
+        try:
+            return os.stat(self._file).st_ino == self._inode
+        except OSError:
+            return False
+
+    def _open(self) -> sqlite3.Connection:
+        os.close(os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600))  # it holds what people wrote
+        conn = sqlite3.connect(self._file, timeout=LOCKED_S, check_same_thread=False, isolation_level=None)
+        try:
+            conn.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            conn.execute("PRAGMA journal_mode = WAL")
+            conn.execute("PRAGMA synchronous = NORMAL")
+            conn.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+            conn.execute("BEGIN IMMEDIATE")
+            self._check(conn)
+            conn.execute("COMMIT")
+        except BaseException:
+            conn.close()
+            raise
+        return conn
+
+    def _check(self, conn: sqlite3.Connection) -> None:
+        """Makes the tables in a file that is empty. Raises ConfigError for a file that is not ours, or of a later version."""
+        (version,) = conn.execute("PRAGMA user_version").fetchone()
+        (mark,) = conn.execute("PRAGMA application_id").fetchone()
+        if version > VERSION and mark == MARK:
+            raise ConfigError(
+                [f"{self._file}: a later version wrote it (tables {version}, here {VERSION}): use that, or another file"]
+            )
+        if mark == MARK:
+            return
+        if conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise ConfigError([f"{self._file}: is a database of another program: choose another file"])
+        for statement in (*TABLES, WORDS):
+            conn.execute(statement.replace("{number}", "INTEGER").replace("{clustered}", "WITHOUT ROWID"))
+        conn.execute(f"PRAGMA user_version = {VERSION}")
+        conn.execute(f"PRAGMA application_id = {MARK}")
+
+    # --- what SqlStore wants
+    def _run(self, sql: str, values: Values = ()) -> Any:
+        assert self._conn is not None
+        return self._conn.execute(sql, values)
+
+    def _many(self, sql: str, rows: Sequence[Values]) -> None:
+        """As few statements as there can be: after each the thread waits for its turn among all the others."""
+        group = VALUES.search(sql)
+        assert group
+        size = MOST_VALUES // max(1, group[1].count("?"))
+        for at in range(0, len(rows), size):
+            some = rows[at : at + size]
+            groups = ", ".join([group[1]] * len(some))
+            self._run(f"{sql[: group.start(1)]}{groups}{sql[group.end(1) :]}", [value for row in some for value in row])
+
+    def _numbers(self, count: int) -> Sequence[int]:
+        (last,) = self._run("SELECT coalesce(max(n), 0) FROM calls").fetchone()
+        return range(last + 1, last + 1 + count)
+
+    def _index(self, numbered: Sequence[tuple[int, str]]) -> None:
+        self._many("INSERT INTO words (rowid, said) VALUES (?, ?)", numbered)
+
+    def _unindex(self, numbers: Sequence[int]) -> None:
+        """A table without a copy of the texts is told what it has to forget."""
+        sql = f"SELECT n, request, response FROM bodies WHERE n IN ({', '.join('?' * len(numbers))})"
+        found = self._run(sql, numbers).fetchall()
+        words = [(number, words_of(*(json.loads(text) if text else None for text in texts))) for number, *texts in found]
+        gone = [("delete", number, text) for number, text in words if text]
+        self._many("INSERT INTO words (words, rowid, said) VALUES (?, ?, ?)", gone)
+
+    def _matching(self, words: Sequence[str]) -> tuple[str, Values]:
+        sought = " AND ".join(f'"{word[:-1]}"*' if word.endswith("*") else f'"{word}"' for word in words)
+        sql = f"c.n IN (SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT {MATCHES})"
+        return sql, (sought,)

@@ -1,0 +1,1 @@
+"""What the commands for the makers of mappings work with: explain, replay, init, connect, check --show."""

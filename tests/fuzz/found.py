@@ -1,0 +1,28 @@
+"""What was found: the smallest body of each fault, one file each in found/, held ever after by tests/test_fuzz.py."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).with_name("found")
+
+
+def keep(front: str, backend: str, body: Any, fault: str) -> Path:
+    """Writes a body down. Returns its file."""
+    text = json.dumps({"front": front, "backend": backend, "fault": fault, "body": body}, indent=1, sort_keys=True)
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:8]
+    path = FOLDER / f"{front}-{backend}-{digest}.json"
+    FOLDER.mkdir(exist_ok=True)
+    path.write_text(text + "\n")
+    return path
+
+
+def kept() -> Iterator[tuple[str, str, str, Any]]:
+    """(file name, front, backend, body) of each."""
+    for path in sorted(FOLDER.glob("*.json")):
+        found = json.loads(path.read_text())
+        yield path.name, found["front"], found["backend"], found["body"]
