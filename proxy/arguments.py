@@ -29,6 +29,18 @@ def parser() -> argparse.ArgumentParser:
     )
     top.set_defaults(command="serve")
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
+    _add_check(commands)
+    _add_connect(commands)
+    _add_key(commands)
+    _add_reload(commands)
+    _add_init(commands)
+    _add_explain(commands)
+    _add_replay(commands)
+    _add_export(commands)
+    return top
+
+
+def _add_check(commands: Any) -> None:
     check = commands.add_parser(
         "check",
         help="validate the configuration and exit",
@@ -39,6 +51,9 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--show", action="store_true", help="print every target's endpoints with final URLs and their lines")
     check.add_argument("--schema", action="store_true", help="print a JSON Schema of the configuration, for editors")
     check.set_defaults(command="check")
+
+
+def _add_connect(commands: Any) -> None:
     connect = commands.add_parser(
         "connect",
         help="print the lines that point a client at this proxy",
@@ -50,6 +65,9 @@ def parser() -> argparse.ArgumentParser:
     connect.add_argument("--target", metavar="NAME", help="the target to reach, instead of the default one")
     connect.add_argument("--model", metavar="NAME", help="the model to ask for")
     connect.set_defaults(command="connect")
+
+
+def _add_key(commands: Any) -> None:
     key = commands.add_parser(
         "key",
         help="print the key that the proxy asks for, or make one for a person",
@@ -62,6 +80,9 @@ def parser() -> argparse.ArgumentParser:
     key.add_argument("--models", nargs="+", default=[], metavar="MODEL", help="models, or patterns with *, that it may use")
     _add_config(key)
     key.set_defaults(command="key")
+
+
+def _add_reload(commands: Any) -> None:
     reload = commands.add_parser(
         "reload",
         help="let the running proxy take the changed configuration",
@@ -72,11 +93,6 @@ def parser() -> argparse.ArgumentParser:
     _add_config(reload)
     reload.add_argument("--port", type=_port, default=argparse.SUPPRESS, help="where it listens, if it was started with --port")
     reload.set_defaults(command="reload")
-    _add_init(commands)
-    _add_explain(commands)
-    _add_replay(commands)
-    _add_export(commands)
-    return top
 
 
 def _add_init(commands: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from proxy.handler import Reply
+    from proxy.reply import Reply
 
 ENDS = {True: re.compile(rb"\n"), False: re.compile(rb"(?:\r\n|\n|\r){2}")}  # of an event: by `lines`
 

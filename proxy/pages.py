@@ -18,7 +18,8 @@ from proxy.errors import Refused
 
 if TYPE_CHECKING:
     from proxy.generation import Generation
-    from proxy.handler import Handler, Reply, Request
+    from proxy.handler import Handler, Request
+    from proxy.reply import Reply
 
 PAGES: Mapping[str, str] = {
     "/mooltiproxy/reload": "proxy.pages:reload",

@@ -40,7 +40,8 @@ from proxy.translate import Endpoint, facts_of
 
 if TYPE_CHECKING:
     from proxy.attempts import Course
-    from proxy.handler import Reply, Request
+    from proxy.handler import Request
+    from proxy.reply import Reply
 
 NOT_UP = HOP_BY_HOP | ALL_HEADERS | {"host", "content-length", "cookie", "target", "expect", "origin", "referer"}
 WHO_ASKS = {"forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"}  # not the backend's to know
@@ -108,7 +109,9 @@ class Relay:
             raise Refused(f"target {choice.target!r} maps no {request.method} {call.path}", status=404, code="path_not_mapped")
         endpoint, params = found
         if endpoint.target.capabilities and request.method == "POST" and self._is_json():
-            self._must_be_able(endpoint.target)
+            from proxy.capabilities import require
+
+            require(endpoint.target, call, self.read_json())
         if endpoint.entry.unsupported:
             raise Refused(f"target {choice.target!r} has no such operation in its API", status=501, code="not_supported")
         if endpoint.mapped:
@@ -120,11 +123,6 @@ class Relay:
     def changes(self) -> bool:
         """Whether the client gets other bytes than an unmapped backend sends."""
         return self._renamed or bool(self.hears)
-
-    def _must_be_able(self, target: Target) -> None:
-        from proxy.capabilities import require
-
-        require(target, self.call, self.read_json())
 
     # --- the request
     def _is_json(self) -> bool:

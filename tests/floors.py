@@ -26,14 +26,30 @@ FLOORS = (  # a file imports from lower floors, and from its own where a folder 
         *("proxy/traffic.py", "proxy/attempts.py", "proxy/pools.py", "proxy/upstream_keys.py", "proxy/pace.py"),
         "proxy/records/",
     ),
-    ("proxy/handler.py", "proxy/pages.py", "proxy/banner.py", "proxy/console/", "proxy/project.py", "proxy/workbench/"),
+    (
+        "proxy/handler.py",
+        "proxy/reply.py",
+        "proxy/pages.py",
+        "proxy/banner.py",
+        "proxy/console/",
+        "proxy/project.py",
+        "proxy/workbench/",
+    ),
     ("proxy/server.py", "proxy/workers.py", "proxy/reload.py", "proxy/arguments.py"),
     ("proxy/commands/", "proxy/cassettes.py"),
     ("main.py",),
 )
 USERS = ("mappers.py", "prompters.py")  # may import from the dialects; nothing in proxy/ imports them
 PLAIN_WAY = (  # what a request without a mapper runs through
-    *("main.py", "proxy/server.py", "proxy/handler.py", "proxy/relay.py", "proxy/answers.py", "proxy/generation.py"),
+    *(
+        "main.py",
+        "proxy/server.py",
+        "proxy/handler.py",
+        "proxy/reply.py",
+        "proxy/relay.py",
+        "proxy/answers.py",
+        "proxy/generation.py",
+    ),
     *("proxy/routing.py", "proxy/gates/cerbere.py", "proxy/gates/keys.py", "proxy/adapters/exchange.py"),
     *("proxy/http1.py", "proxy/wire.py", "proxy/call.py", "proxy/turns.py", "proxy/errors.py"),
 )

@@ -23,8 +23,8 @@ from proxy.gates.names import ByName
 
 if TYPE_CHECKING:
     from proxy.gates.asked import Asked
-    from proxy.handler import Reply
     from proxy.http1 import Fields
+    from proxy.reply import Reply
 
 LISTS = ("models",)  # operations whose answer is a list of models
 

@@ -14,8 +14,8 @@ from proxy.http1 import Fields
 from proxy.relay import Relay
 
 if TYPE_CHECKING:
-    from proxy.handler import Reply
     from proxy.pages import Visit
+    from proxy.reply import Reply
 
 Json = dict[str, Any]
 CHAT = "/v1/chat/completions"

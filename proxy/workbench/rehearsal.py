@@ -23,12 +23,13 @@ from proxy.config import Cerbere, Config, System, Target
 from proxy.endpoints import Functions
 from proxy.errors import BackendError, ProxyError
 from proxy.generation import Generation
-from proxy.handler import Handler, Reply, Request
+from proxy.handler import Handler, Request
 from proxy.http1 import Fields, parse_head
 from proxy.losses import Ledger, lost_paths
 from proxy.prompts import chatml
 from proxy.records.cassettes import Json, Tape, unpacked
 from proxy.relay import Relay
+from proxy.reply import Reply
 from proxy.routing import Choice
 from proxy.translate import Endpoint
 from proxy.wire import dumps, loads
