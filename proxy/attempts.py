@@ -34,7 +34,7 @@ from proxy.http1 import Fields, header_safe
 from proxy.pace import Pace
 from proxy.pools import Busy, Members
 from proxy.routing import Choice
-from proxy.sessions import key_field
+from proxy.upstream import key_field
 from proxy.upstream_keys import REFUSALS, Printed, Ring
 
 if TYPE_CHECKING:

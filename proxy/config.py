@@ -1,6 +1,7 @@
-"""config.yaml → frozen dataclasses; every fault at once, each with its file, line and path.
+"""config.yaml → records that never change; every fault at once, each with its file, line and path.
 
-The ancestor's files load unchanged. Nothing past this file sees a raw dict of the configuration.
+The ancestor's files load unchanged. Nothing past this file sees a raw dict of the configuration. A record is a NamedTuple,
+which is defined in an eighth of the time of a dataclass, unless it holds a secret, which its repr must not show.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from proxy import dialects
 from proxy.errors import ConfigError
 from proxy.settings.env import read_env_file as read_env_file
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class Deadlines:
+class Deadlines(NamedTuple):
     """Seconds. connect, first_byte: of a backend (first_byte: in all, until its answer begins); header, body: for a whole
     header block or body to come; idle: an unused connection."""
 
@@ -32,8 +34,7 @@ class Deadlines:
     body: float = 60.0
 
 
-@dataclass(frozen=True)
-class Log:
+class Log(NamedTuple):
     format: str = "text"  # text | json
     level: str = "info"
     file: str | None = None
@@ -58,8 +59,7 @@ class System:
     local_only: bool = False  # `--target`: a local Host only, no cross-origin pages
 
 
-@dataclass(frozen=True)
-class Cerbere:
+class Cerbere(NamedTuple):
     max_tries: int = 3
     ban_s: float | None = None  # None: until restart
     whitelist: tuple[Network, ...] = ()
@@ -68,8 +68,7 @@ class Cerbere:
     trusted_proxies: tuple[Network, ...] = ()
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One endpoint: a `mapping` entry, or what `dialect` expands to. Names of functions are still names here."""
 
     key: str  # the path as written: /chat/completions, /v1/files/*, /models/{model}:go
@@ -100,8 +99,7 @@ class Aws:
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)  # AWS_* of the environment and of .env
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """One of `commands`. An argument that is a tuple stands there once for each value of its placeholder."""
 
     name: str
@@ -115,24 +113,24 @@ class Command:
     count_tokens: bool = False
     pooling: str | None = None  # None: what the model says
     echo: bool = True  # the program repeats the prompt
-    ends: str = ""  # what a whole output of `complete` ends with; only presets say
+    begins: str = ""  # what the answer stands behind in the output of `complete`; this and the next two only presets say
+    ends: str = ""  # what a whole output of `complete` ends with
+    fault: str = ""  # what stands there before an error of the program's own, which ends well all the same
     stop: tuple[str, ...] = ()
     timeout_s: float = 300.0
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(NamedTuple):
     """The server behind a target, which the proxy starts itself."""
 
     command: tuple[str, ...]
     ready: str | None = None  # a path that answers 200; None: the port can be connected
     idle_stop_s: float | None = None  # None: never
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = NOTHING
     exclusive: str | None = None  # a group of which one runs at a time
 
 
-@dataclass(frozen=True)
-class Retries:
+class Retries(NamedTuple):
     """on: what is tried again: statuses that a backend answers, and connect, timeout, garbage (no answer at all)."""
 
     attempts: int = 3  # in all
@@ -140,14 +138,12 @@ class Retries:
     on: tuple[str, ...] = ("connect", "timeout", "429", "502", "503", "504", "529")
 
 
-@dataclass(frozen=True)
-class Breaker:
+class Breaker(NamedTuple):
     failures: int = 5  # in a row
     cool_s: float = 30.0  # how long a target rests then
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """How many calls a target serves at once; how many more may wait, and how long."""
 
     concurrency: int
@@ -155,8 +151,7 @@ class Line:
     timeout_s: float = 600.0
 
 
-@dataclass(frozen=True)
-class Pool:
+class Pool(NamedTuple):
     """A name for several targets."""
 
     name: str
@@ -168,16 +163,14 @@ class Pool:
     model: None = None  # its members have their own
 
 
-@dataclass(frozen=True)
-class CacheRule:
+class CacheRule(NamedTuple):
     """What of a target's answers is given again."""
 
     default: bool = False  # for a request that does not say `caching`
     ttl_s: float = 3600.0
 
 
-@dataclass(frozen=True)
-class CacheStore:
+class CacheStore(NamedTuple):
     """Where answers are kept that are given again."""
 
     store: str = "memory"  # memory, state, or sqlite:FILE
@@ -233,8 +226,7 @@ class Target:
         return any((self.retries, self.fallback, self.breaker, self.keys, self.key_command, self.queue, self.pace_s))
 
 
-@dataclass(frozen=True)
-class Cassettes:
+class Cassettes(NamedTuple):
     """`records.cassettes`: which calls are kept whole, and where."""
 
     folder: str = "cassettes"
@@ -260,24 +252,21 @@ SESSION = r"[A-Za-z0-9_][A-Za-z0-9._ -]{0,99}"
 SESSION_IS = "at most 100 letters, digits and any of . _ - space, no . at the beginning"
 
 
-@dataclass(frozen=True)
-class Dataset:
+class Dataset(NamedTuple):
     """`records.dataset`: conversations as they happen."""
 
     folder: str = "datasets"
     session: str | None = None  # the file's name; None: the time of the start
 
 
-@dataclass(frozen=True)
-class Submit:
+class Submit(NamedTuple):
     """`records.submit`: where each call is posted."""
 
     url: str = ""
     timeout_s: float = 10.0
 
 
-@dataclass(frozen=True)
-class Gateway:
+class Gateway(NamedTuple):
     """`records.gateway_api`: targets that serve LLM-Gateway's own endpoints; None: whichever a call would go to."""
 
     chat_sg: str | None = None
@@ -295,8 +284,7 @@ GATEWAY_PAGES = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class RecordsConfig:
+class RecordsConfig(NamedTuple):
     """What is kept of calls after they have ended."""
 
     cassettes: Cassettes | None = None
@@ -313,13 +301,12 @@ class RecordsConfig:
         return (METRICS_PAGE if self.metrics else frozenset()) | (GATEWAY_PAGES if self.gateway else frozenset())
 
 
-@dataclass(frozen=True)
-class Console:
+class Console(NamedTuple):
     """`console`, once it is enabled."""
 
     edit: bool = False
     session_s: float = 8 * 3600.0
-    presets: Mapping[str, str] = field(default_factory=dict)  # name → system prompt
+    presets: Mapping[str, str] = NOTHING  # name → system prompt
 
 
 Rates = tuple[tuple[int, float], ...]  # each: so many in so many seconds
@@ -343,25 +330,22 @@ class Key:
     tags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """`limits`: of everybody together, and of single paths."""
 
     everyone: Rates = ()
-    paths: Mapping[str, Rates] = field(default_factory=dict)
+    paths: Mapping[str, Rates] = NOTHING
     strategy: str = "moving-window"  # moving-window fixed-window
 
 
-@dataclass(frozen=True)
-class GuardRules:
+class GuardRules(NamedTuple):
     """`guard`: regular expressions, among `deny` names of functions too."""
 
     deny: tuple[str, ...] = ()
     redact: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Price:
+class Price(NamedTuple):
     """US dollars for a million tokens, which is millionths of a dollar for one."""
 
     input: float
@@ -374,8 +358,7 @@ class Price:
         return math.ceil(round((tokens_in - cached) * self.input + cached * self.cached + tokens_out * self.output, 6))
 
 
-@dataclass(frozen=True)
-class ModelRule:
+class ModelRule(NamedTuple):
     """`models`: a requested name, or a pattern with `*`, and where it goes."""
 
     pattern: str
@@ -464,8 +447,8 @@ def with_session(config: Config, session: str | None) -> Config:
     if session is not None and not re.fullmatch(SESSION, session):
         raise ConfigError([f"--session: {session!r} must be {SESSION_IS}"])
     records = config.records or RecordsConfig()
-    dataset = replace(records.dataset or Dataset(), session=session)
-    return replace(config, records=replace(records, dataset=dataset))
+    dataset = (records.dataset or Dataset())._replace(session=session)
+    return replace(config, records=records._replace(dataset=dataset))
 
 
 def json_schema() -> dict[str, Any]:

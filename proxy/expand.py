@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from proxy.config import Entry, Target
 from proxy.dialects import SHARED, Dialect, Route, load
@@ -28,14 +27,14 @@ def expand(target: Target, front: str, exists: Callable[[str], bool], aliases: b
         if target.url.startswith("command://"):
             mapped = (_limited(entry) for entry in mapped)
         entries += [entry for entry in mapped if (entry.method, entry.key) not in taken]
-    return [replace(entry, origin="dialect", line=target.line) for entry in entries]
+    return [entry._replace(origin="dialect", line=target.line) for entry in entries]
 
 
 def _limited(entry: Entry) -> Entry:
     """A completion by a program: within its limits, which are told by the client's names."""
     if entry.path != "/completion" or not entry.in_:
         return entry
-    return replace(entry, in_=(*entry.in_[:-1], "limitsReqLlamaCpp", entry.in_[-1]))
+    return entry._replace(in_=(*entry.in_[:-1], "limitsReqLlamaCpp", entry.in_[-1]))
 
 
 def _relative(path: str, own: Dialect) -> str:
@@ -50,7 +49,7 @@ def _own(route: Route, own: Dialect, aliases: bool) -> Entry:
     """The same API on both ends: bytes, but for lists of models that must name the aliases too."""
     entry = Entry(key=route.path, method=route.method, path=_relative(route.path, own))
     if route.kind in BARE and aliases and "models" in own.backend:
-        return replace(entry, path=own.backend["models"].path, out=_outward(route.kind, own, own))
+        return entry._replace(path=own.backend["models"].path, out=_outward(route.kind, own, own))
     return entry
 
 
@@ -63,23 +62,23 @@ def _mapped(route: Route, client: Dialect, own: Dialect, exists: Callable[[str],
         inward, outward = _inward(kind, client, own, exists), _outward(kind, client, own, exists)
         stream = _through(kind, "Stream", own, client, exists) if kind in STREAMED else ()
         if all(exists(name) for name in (*inward, *outward, *stream)):
-            found = replace(entry, path=upstream.path, stream_path=upstream.stream_path, upstream_method=upstream.method)
-            found = replace(found, in_=inward, out=outward, stream=stream)
+            found = entry._replace(path=upstream.path, stream_path=upstream.stream_path, upstream_method=upstream.method)
+            found = found._replace(in_=inward, out=outward, stream=stream)
             return _asking_first(found, own, upstream.before) if upstream.before and not prompted else found
     if kind == "text" and "chat" in own.backend:
         return _bridged(entry, client, own)
     if kind == "count" and client.tag != "OpenAI":
-        return replace(
-            entry, in_=(f"countReq{client.tag}toOpenAI",), answer="countEstimate", out=(f"countAnsOpenAIto{client.tag}",)
+        return entry._replace(
+            in_=(f"countReq{client.tag}toOpenAI",), answer="countEstimate", out=(f"countAnsOpenAIto{client.tag}",)
         )
     if kind in BARE:
-        return replace(entry, answer="modelsAnsAliases", out=_listing(kind, client))
-    return replace(entry, answer=route.answer) if route.answer else replace(entry, unsupported=True)
+        return entry._replace(answer="modelsAnsAliases", out=_listing(kind, client))
+    return entry._replace(answer=route.answer) if route.answer else entry._replace(unsupported=True)
 
 
 def _asking_first(entry: Entry, own: Dialect, kind: str) -> Entry:
     first, last = f"{kind}Req{own.tag}", f"{kind}Ans{own.tag}"
-    return replace(entry, before=own.backend[kind].path, before_in=first, before_out=last)
+    return entry._replace(before=own.backend[kind].path, before_in=first, before_out=last)
 
 
 def _inward(kind: str, client: Dialect, own: Dialect, exists: Callable[[str], bool]) -> tuple[str, ...]:
@@ -114,8 +113,7 @@ def _bridged(entry: Entry, client: Dialect, own: Dialect) -> Entry:
     """A bare prompt for a backend that only chats: it becomes one user message."""
     chat = own.backend["chat"]
     front = client.tag != "OpenAI"
-    return replace(
-        entry,
+    return entry._replace(
         path=chat.path,
         stream_path=chat.stream_path,
         upstream_method=chat.method,

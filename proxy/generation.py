@@ -1,6 +1,6 @@
 """Everything that was loaded, as one object that never changes: a call takes it once, a reload makes another.
 
-Built from the configuration and the user's functions: gates, sessions, endpoints. What `dialect` expands to is built when the
+Built from the configuration and the user's functions: gates, adapters, endpoints. What `dialect` expands to is built when the
 first client of an API asks, so that nothing is imported that nobody uses.
 """
 
@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
-
-import requests
-from requests.adapters import BaseAdapter
 
 from proxy.config import Config, Target
 from proxy.endpoints import Endpoints, Functions
-from proxy.errors import ConfigError
 from proxy.gates import cerbere, keys
 from proxy.routing import Paths, Router, is_safe
-from proxy.sessions import session_of, static_headers
 from proxy.translate import Endpoint
+from proxy.upstream import adapter_of, is_plain, static_headers
 
 if TYPE_CHECKING:
+    from requests.adapters import BaseAdapter
+
     from proxy.losses import Ledger
     from proxy.records import Records
     from proxy.state import State
@@ -30,16 +29,20 @@ if TYPE_CHECKING:
 
 @dataclass
 class Place:
-    """A target at work: its session, and its endpoints by path."""
+    """A target at work: its adapter, and its endpoints by path."""
 
     target: Target
-    session: requests.Session
-    adapter: BaseAdapter
+    config: Config
     aliases: list[str]
     mapping: Paths[Endpoint]
     passes: bool  # whatever the mapping does not name is passed through below the url
     expanded: dict[str, Paths[Endpoint]] = field(default_factory=dict)
     static_headers: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def adapter(self) -> BaseAdapter:
+        """Answers the target's url. Made when it is first asked for, as requests, which it takes, is a third of the start."""
+        return adapter_of(self.target, self.config)
 
 
 class Generation:
@@ -56,10 +59,8 @@ class Generation:
         self.router = Router(config)
         self._ledger: Ledger | None = None
         self.traffic: Traffic | None = None
-        self.records = _records(config, self._began)
-        self.own_paths: tuple[str, ...] = ("/mooltiproxy/",)  # prefixes that pages.py answers
-        if config.console:
-            self.own_paths += ("/console/",)
+        self.records = self._records()
+        self.own_paths = ("/mooltiproxy/", *(["/console/"] if config.console else []))  # prefixes that pages.py answers
         self.own_pages = config.records.pages if config.records else frozenset()  # paths that it answers, too
         self.stamps: Mapping[str, tuple[int, int] | None] = {}  # of the files that it was read from, before they were
         self._endpoints = Endpoints(config, mappers, prompters)
@@ -121,7 +122,8 @@ class Generation:
         if self.records is not None:
             self.records.close()
         for place in self.places.values():
-            place.session.close()
+            if "adapter" in vars(place):
+                place.adapter.close()
 
     @property
     def workers(self) -> int:
@@ -136,22 +138,18 @@ class Generation:
 
         return gate(self.config, self.state)
 
+    def _records(self) -> Records | None:
+        if not self.config.records:
+            return None
+        from proxy.records import Records
+
+        return Records(self.config, self._began)
+
     def _place(self, target: Target) -> Place:
         aliases = self.router.aliases(target.name)
-        session = session_of(target, self.config)
-        adapter, passes = session.get_adapter(target.url), not target.mapping and not target.dialect
         mapping = self._endpoints.of_mapping(target, aliases)
-        return Place(target, session, adapter, aliases, mapping, passes, static_headers=static_headers(target))
-
-
-def _records(config: Config, began: Config) -> Records | None:
-    if not config.records:
-        return None
-    before, new = began.records, config.records
-    if began.system.workers > 1 and new.metrics and not (before and before.metrics):
-        raise ConfigError(["records.metrics: to switch it on takes a restart, as the workers count together"])
-    if began.system.workers > 1 and new.dataset and not new.dataset.session and not (before and before.dataset):
-        raise ConfigError(["records.dataset: to switch it on without a `session` takes a restart"])
-    from proxy.records import Records
-
-    return Records(config)
+        passes = not target.mapping and not target.dialect
+        place = Place(target, self.config, aliases, mapping, passes, static_headers=static_headers(target))
+        if not is_plain(target):
+            place.adapter = adapter_of(target, self.config)  # which tells of what is wrong
+        return place

@@ -287,10 +287,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _refuse(self, call: Call, error: ProxyError) -> None:
         call.error, call.error_source = error.message, error.source
-        if error.close:
-            self.close_connection = True
+        self.close_connection = self.close_connection or error.close or self.reply.started
         if self.reply.started:  # too late for a status: the break shows by the missing end
-            self.close_connection = True
             return
         front = dialects.load(call.front)
         fields = [("content-type", "application/json"), *error.headers]

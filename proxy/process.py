@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import os
+import sys
+import warnings
 from collections.abc import Iterable
 
 logger = logging.getLogger(__name__)
@@ -27,6 +30,22 @@ def file_limit() -> int:
         except (OSError, ValueError):
             logger.debug("the limit of open files stays at %d", soft)
     return max(8, (soft - SPARE_FILES) // FILES_A_CALL) if soft != resource.RLIM_INFINITY else 100_000
+
+
+def load_requests() -> None:
+    """Imports requests without what guesses the encoding of a text: nothing here asks it, and it takes 3 MiB and a part of the
+    start. requests itself does without where neither is installed: a text of unknown encoding is UTF-8 then."""
+    if "requests" in sys.modules:
+        return
+    guessers = [name for name in ("charset_normalizer", "chardet") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(guessers))  # type: ignore[arg-type]  # what Python takes for "cannot be imported"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it misses them
+            importlib.import_module("requests")
+    finally:
+        for name in guessers:
+            del sys.modules[name]
 
 
 def settle_memory() -> None:

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-import requests
-
 from proxy import wire
 from proxy.answers import (
     ANSWER_LIMIT,
@@ -39,6 +37,8 @@ from proxy.routing import Choice, fill, model_in
 from proxy.translate import Endpoint, facts_of
 
 if TYPE_CHECKING:
+    import requests
+
     from proxy.attempts import Course
     from proxy.handler import Request
     from proxy.reply import Reply
@@ -51,7 +51,7 @@ READABLE = ("gzip", "deflate", "identity")
 HELD = 256 * 1024  # bytes of a request body that is held whatever it is, so that it can be sent again
 HOPS = 5  # redirects followed
 METHOD_CHANGES = {301: ("POST",), 302: ("POST",), 303: ("POST", "PUT", "PATCH", "DELETE")}
-Meets = Callable[[Endpoint, requests.PreparedRequest, requests.Response], None]
+Meets = Callable[[Endpoint, "requests.PreparedRequest", "requests.Response"], None]
 ASKS_STREAM = re.compile(rb'"stream"\s*:\s*true')
 
 
@@ -159,7 +159,9 @@ class Relay:
         self, place: Place, endpoint: Endpoint, method: str, url: str, headers: Mapping[str, str], body: Any
     ) -> requests.Response:
         """The backend's answer, redirects followed within its own origin."""
-        target, config = endpoint.target, self.generation.config
+        adapter, target, config = place.adapter, endpoint.target, self.generation.config
+        import requests  # now that an adapter is there, it is
+
         if self.leaves is not None:
             body = self.leaves(body)
         if self.attempts is not None:
@@ -172,11 +174,10 @@ class Relay:
             prepared.waiting = self.call.waits  # type: ignore[attr-defined]
             prepared.mapped = endpoint.mapped  # type: ignore[attr-defined]
             prepared.first_byte_s = first_byte_s  # type: ignore[attr-defined]
-            answer = place.adapter.send(prepared, stream=True, timeout=target.timeout or config.system.timeout)
+            answer = adapter.send(prepared, stream=True, timeout=target.timeout or config.system.timeout)
             raw: Any = answer.raw
-            location = (
-                field_of(raw.fields, "location") if 300 <= answer.status_code < 400 and answer.status_code != 304 else None
-            )
+            status = answer.status_code
+            location = field_of(raw.fields, "location") if 300 <= status < 400 and status != 304 else None
             if location is None:
                 if self.attempts is not None:
                     self.attempts.answered(answer, endpoint)
@@ -187,7 +188,7 @@ class Relay:
                 return answer
             answer.raw.close()
             url = _redirected(url, location)
-            if not target.preserve_method and method in METHOD_CHANGES.get(answer.status_code, ()):
+            if not target.preserve_method and method in METHOD_CHANGES.get(status, ()):
                 method, body = "GET", None
                 headers = {name: value for name, value in headers.items() if name not in ("content-type", "content-length")}
             elif hasattr(body, "__next__"):

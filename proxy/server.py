@@ -211,7 +211,6 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
 def run(load: Loader, announce: Callable[[Generation, socket.socket], None]) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit status. `load` makes a generation, given the one before it."""
     generation = load(None)
-    settle_memory()
     tls = tls_context(generation.config)
     listening = listen(generation.config)
     _hold_signals()  # who reads the banner may send one before there is a handler for it
@@ -221,11 +220,20 @@ def run(load: Loader, announce: Callable[[Generation, socket.socket], None]) -> 
         from proxy.state.open import service_of
         from proxy.workers import supervise
 
+        get_ready(generation)
         service = service_of(generation.state)
         return supervise(workers, lambda changed: work(load, generation, listening, tls, changed), listening.close, service)
     if workers > 1:
         logger.warning("system.workers needs fork, which this system lacks: one worker serves")
+    threading.Thread(target=get_ready, args=(generation,), name="getting ready", daemon=True).start()
     return work(load, generation, listening, tls)
+
+
+def get_ready(generation: Generation) -> None:
+    """What the start need not wait for: /healthz is answered meanwhile, and a first call waits for its part."""
+    for name, place in generation.places.items():
+        logger.debug("target %s is answered by its %s", name, type(place.adapter).__name__)
+    settle_memory()
 
 
 def _hold_signals(hold: bool = True) -> None:

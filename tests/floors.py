@@ -20,7 +20,7 @@ FLOORS = (  # a file imports from lower floors, and from its own where a folder 
         *("proxy/routing.py", "proxy/expand.py", "proxy/translate.py", "proxy/endpoints.py", "proxy/folding.py"),
         *("proxy/losses.py", "proxy/capabilities.py"),
     ),
-    ("proxy/gates/", "proxy/adapters/", "proxy/sessions.py", "proxy/pump.py"),
+    ("proxy/gates/", "proxy/adapters/", "proxy/upstream.py", "proxy/pump.py"),
     (
         *("proxy/generation.py", "proxy/relay.py", "proxy/mapped.py", "proxy/answers.py", "proxy/renaming.py"),
         *("proxy/traffic.py", "proxy/attempts.py", "proxy/pools.py", "proxy/upstream_keys.py", "proxy/pace.py"),

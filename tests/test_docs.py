@@ -121,7 +121,7 @@ def test_the_floors_are_those_that_are_checked() -> None:
 
 def test_the_deadlines_are_the_defaults() -> None:
     rows = re.findall(r"`deadlines\.(\w+)` \| ([0-9.]+) s", (CHECKOUT / "docs/security.md").read_text())
-    assert {name: float(seconds) for name, seconds in rows} == {name: float(s) for name, s in vars(Deadlines()).items()}
+    assert {name: float(seconds) for name, seconds in rows} == {name: float(s) for name, s in Deadlines()._asdict().items()}
 
 
 def test_the_fields_of_a_json_log_line_are_listed(tmp_path: Path) -> None:

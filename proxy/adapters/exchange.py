@@ -247,7 +247,7 @@ class Answer(requests.Response):
 
 
 class Exchange(HTTPAdapter):
-    """The adapter of one target's session. Thread-safe: its lock guards the pool of idle connections alone.
+    """The adapter of one target. Thread-safe: its lock guards the pool of idle connections alone.
 
     connect_s, header_s: deadlines for a connection and for an answer's header once it began, in seconds. verify: True, or a
     CA file; cert: a client certificate and its key.

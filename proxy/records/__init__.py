@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from proxy.call import Call
 from proxy.config import Config
-from proxy.errors import ProxyError
+from proxy.errors import ConfigError, ProxyError
 
 if TYPE_CHECKING:
     from proxy.relay import Relay
@@ -41,9 +41,10 @@ class Record(Protocol):
 
 
 class Records:
-    """All records of a generation. `failed`: how often one of them failed."""
+    """All records of a generation. `began`: the configuration of the start. `failed`: how often one of them failed."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, began: Config) -> None:
+        _require_restart(config, began)
         wanted = [kind for kind in KINDS if getattr(config.records, kind[0]) is not None]
         self.kinds: dict[str, Record] = {key: getattr(import_module(module), name)(config) for key, module, name in wanted}
         self._all = list(self.kinds.values())
@@ -77,3 +78,14 @@ class Records:
         except Exception:
             self.failed += 1
             logger.exception("a record failed; the call goes on")
+
+
+def _require_restart(config: Config, began: Config) -> None:
+    """Raises ConfigError when a reload switches on what all workers must have had from the start."""
+    old, new = began.records, config.records
+    if began.system.workers == 1 or new is None:
+        return
+    if new.metrics and not (old and old.metrics):
+        raise ConfigError(["records.metrics: to switch it on takes a restart, as the workers count together"])
+    if new.dataset and not new.dataset.session and not (old and old.dataset):
+        raise ConfigError(["records.dataset: to switch it on without a `session` takes a restart"])

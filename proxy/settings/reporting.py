@@ -74,7 +74,7 @@ def faults(
     calls: Calls | None = records.calls
     if records.gateway and not (calls and calls.bodies):
         yield ("records", "gateway_api"), NEEDS_CALLS
-    for key, name in vars(records.gateway).items() if records.gateway else ():
+    for key, name in records.gateway._asdict().items() if records.gateway else ():
         if name is not None and name not in names:
             yield ("records", "gateway_api", key), f"there is no target {name!r}{meant(name, names)}"
     for target in targets.values():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from proxy.config import Console, RecordsConfig, Target
@@ -33,7 +32,7 @@ def console_of(given: Mapping[str, Any]) -> Console | None:
 
 def watched(records: RecordsConfig | None, console: Console | None) -> RecordsConfig | None:
     """The records of a configuration; the console brings one of its own, of the calls in flight."""
-    return replace(records or RecordsConfig(), live=True) if console else records
+    return (records or RecordsConfig())._replace(live=True) if console else records
 
 
 def mapped_too(targets: Mapping[str, Target], fault: Callable[[tuple[str, ...], str], None]) -> None:
