@@ -22,7 +22,9 @@ def main(argv: list[str] | None = None) -> int:
     project = Project(arguments, Path(__file__).resolve().parent)
     try:
         if arguments.command == "serve":
-            return serve(project)
+            from proxy import banner, server
+
+            return server.run(project.generation, banner.announce)
         gc.enable()
         status: int = importlib.import_module(f"proxy.commands.{arguments.command}").run(project)
         sys.stdout.flush()
@@ -33,13 +35,6 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-
-
-def serve(project: Project) -> int:
-    """Loads everything, then serves until SIGTERM or Ctrl-C."""
-    from proxy import banner, server
-
-    return server.run(project.generation, banner.announce)
 
 
 if __name__ == "__main__":

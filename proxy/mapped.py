@@ -48,6 +48,7 @@ class Mapped:
     def __init__(self, relay: Relay, place: Place, endpoint: Endpoint, choice: Choice) -> None:
         self._relay, self._call, self._reply = relay, relay.call, relay.reply
         self._place, self._endpoint, self._choice = place, endpoint, choice
+        self._debugs = logger.isEnabledFor(logging.DEBUG)
         call, method = relay.call, relay.request.method
         self._translation = Translation(endpoint, call.id, call.front, method, call.path, call.now)
 
@@ -161,7 +162,7 @@ class Mapped:
 
     def _watched(self, what: str, events: Iterator[Any]) -> Iterator[Any]:
         """The events; with `debug` each is logged as it passes."""
-        if not logger.isEnabledFor(logging.DEBUG):
+        if not self._debugs:
             return events
         return self._shown(what, events)
 
@@ -197,7 +198,7 @@ class Mapped:
 
     def _debug(self, what: str, body: Any) -> None:
         """With `debug`: a body before or after mapping, its keys taken out."""
-        if not logger.isEnabledFor(logging.DEBUG):
+        if not self._debugs:
             return
         text = (body if isinstance(body, bytes) else wire.dumps(body)).decode("utf-8", "replace")
         for secret in (self._relay.generation.config.master_key, *self._endpoint.target.secrets):

@@ -33,6 +33,7 @@ ROLES = {
     "tool": "user",
     "function": "user",
 }
+PLAIN = ("user", "system", "developer")  # roles whose turns are their text
 
 
 def prompt_of(messages: Any, cfg: Mapping[str, Any]) -> Prompt:
@@ -55,14 +56,17 @@ def turns_of(messages: Any) -> list[Turn]:
     """Messages as OpenAI's API has them → turns. Raises BadRequest that names the field."""
     if not isinstance(messages, list) or not messages:
         raise BadRequest("messages must be an array with at least one message", param="messages")
-    return [_turn(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    return [_turn(message, i) for i, message in enumerate(messages)]
 
 
-def _turn(message: Any, param: str) -> Turn:
-    role = message.get("role") if isinstance(message, dict) else None
+def _turn(message: Any, i: int) -> Turn:
+    role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+    if role in PLAIN and isinstance(content, str):
+        return ROLES[role], content
+    param = f"messages[{i}]"
     if not isinstance(role, str) or role not in ROLES:
         raise BadRequest(f"{param}.role must be one of {', '.join(ROLES)}", param=f"{param}.role")
-    text = _text(message.get("content"), f"{param}.content")
+    text = _text(content, f"{param}.content")
     if role in ("tool", "function"):
         text = f"Tool {'error' if message.get('is_error') else 'result'}: {text}"
     calls = message.get("tool_calls") if role == "assistant" else None
@@ -95,7 +99,9 @@ def _call(call: Mapping[str, Any]) -> str:
 
 def split_system(turns: Sequence[Turn], default: str = "", later: str = "user") -> tuple[str, list[Turn]]:
     """The leading system text (`default` without one), and the turns after it, where a system turn becomes a `later` one."""
-    head = next((i for i, (role, _) in enumerate(turns) if role != "system"), len(turns))
+    head = 0
+    while head < len(turns) and turns[head][0] == "system":
+        head += 1
     system = "\n\n".join(text for _, text in turns[:head]) if head else default
     return system, [(later if role == "system" else role, text) for role, text in turns[head:]]
 
@@ -234,10 +240,12 @@ def _write(form: Format, messages: Any, cfg: Mapping[str, Any]) -> Prompt:
         turns = _put_within(form, system, turns)
     elif system:
         turns.insert(0, ("system", system))
-    around = {"system": form.system, "user": form.user, "assistant": form.assistant}
     last_role, last_text = turns[-1]
     closed = turns[:-1] if last_role == "assistant" else turns
-    prompt = template_of(cfg).get("bos", "") + "".join([around[role][0] + text + around[role][1] for role, text in closed])
+    prompt = template_of(cfg).get("bos", "")
+    for role, text in closed:
+        before, after = getattr(form, role)
+        prompt += before + text + after
     return prompt + (form.assistant[0] + last_text if last_role == "assistant" else form.ask), list(form.stops)
 
 

@@ -62,7 +62,7 @@ class Relay:
         self.generation, self.call = generation, call
         self.request, self.reply = request, reply
         self._routed = routed
-        self._raw: bytes | None = None  # the request's body, once read
+        self.raw: bytes | None = None  # the request's body, once read whole
         self._decoded: Any = None
         # what traffic (see `proxy/traffic.py`) sets where it has a say; a plain call leaves them alone
         self.leaves: Callable[[Any], Any] | None = None  # has a look at each body that leaves for a backend
@@ -130,18 +130,13 @@ class Relay:
         return "json" in kind.partition(";")[0].lower()
 
     def read(self) -> bytes:
-        if self._raw is None:
-            self._raw = self.request.body.read()
-        return self._raw
-
-    @property
-    def raw(self) -> bytes | None:
-        """The request's body, where it was read whole."""
-        return self._raw
+        if self.raw is None:
+            self.raw = self.request.body.read()
+        return self.raw
 
     def use_body(self, raw: bytes) -> None:
         """Another body in the place of the client's: what was meant for the proxy has been taken out."""
-        self._raw, self._decoded = raw, None
+        self.raw, self._decoded = raw, None
 
     def read_json(self) -> Any:
         """The request's body, decoded once: nobody may change it. None: there is none. Raises BadRequest."""
@@ -237,7 +232,7 @@ class Relay:
     def _bytes(self, place: Place, endpoint: Endpoint, choice: Choice, params: Mapping[str, str]) -> None:
         request, call = self.request, self.call
         body: Any = None
-        if self._raw is not None or self._is_json() or (request.body.length is not None and request.body.length <= HELD):
+        if self.raw is not None or self._is_json() or (request.body.length is not None and request.body.length <= HELD):
             body = self.read() or (b"" if request.body.length != 0 or "content-length" in request.headers else None)
             if body and SEALED in body and endpoint.target.dialect == call.front:
                 body = unsealed(call.front, body)

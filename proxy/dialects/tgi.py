@@ -24,6 +24,7 @@ from proxy.dialects._tgi_front import (
 )
 from proxy.dialects.openai import Json, expect, text
 from proxy.errors import BackendError, BadRequest, MapperError, ProxyError
+from proxy.prompts import chatml, prompt_of
 
 __all__ = ["healthAnsTGI", "infoAnsTGI", "textAnsOpenAItoTGI", "textReqTGItoOpenAI", "textStreamOpenAItoTGI"]
 
@@ -79,8 +80,6 @@ def _stops(req: Json) -> list[str]:
 
 
 def _prompt(req: Json, cfg: Mapping[str, Any]) -> tuple[str, list[str]]:
-    from proxy.prompts import chatml, prompt_of  # only a target that completes text needs them
-
     messages = [_flat(message) for message in req["messages"]]
     return prompt_of(messages, cfg if cfg.get("prompter") else {**cfg, "prompter": chatml})
 
