@@ -262,6 +262,12 @@ def _image(url: str) -> list[Json]:
     ("broken", "param"),
     [
         ({"n": 2}, "n"),
+        ({"messages": [said("system", "s"), said("user", " ")]}, "messages"),
+        ({"messages": [said("assistant", "hello"), said("user", "hi")]}, "messages[0].role"),
+        (
+            {"messages": [said("user", [{"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBERi0="}}])]},
+            "messages",
+        ),
         ({"messages": [said("user", _image("https://x/y.png"))]}, "messages[0].content[0]"),
         ({"messages": [said("user", _image("s3://bucket/y"))]}, "messages[0].content[0]"),
         ({"messages": [said("user", _image("data:image/bmp;base64,Qk0="))]}, "messages[0].content[0]"),

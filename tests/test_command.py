@@ -76,10 +76,18 @@ def request_for(body: bytes) -> bytes:
     return head.encode() + body
 
 
-@pytest.fixture
-def engines(tmp_path: Path, programs: Path) -> Iterator[Engines]:
-    with Engines(tmp_path, programs) as made:
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Iterator[Engines]:
+    with Engines(tmp_path_factory.mktemp("engines"), programs) as made:
         yield made
+
+
+@pytest.fixture
+def engines(shared: Engines) -> Iterator[Engines]:
+    """One proxy for all that need no other: each finds no process, and leaves none."""
+    assert shared.left()
+    yield shared
+    wait_until(shared.left)
 
 
 # --- what they are called with
@@ -180,7 +188,7 @@ def test_an_echo_that_is_none_is_text() -> None:
     assert said.feed(b"Say") + said.feed(b"", final=True) == "Say"
 
 
-@pytest.mark.parametrize("preset", ["llama.cpp", "llama-2023"])
+@pytest.mark.parametrize("preset", ["llama.cpp", "llama-cli", "llama-2023"])
 def test_the_programs_of_today_and_of_2023(tmp_path: Path, programs: Path, preset: str) -> None:
     with Engines(tmp_path, programs, preset=preset) as engines:
         body = {"model": "m", "messages": [{"role": "user", "content": "say hello"}]}
@@ -204,6 +212,40 @@ def test_the_programs_of_today_and_of_2023(tmp_path: Path, programs: Path, prese
         assert engines.post("/tokenize", {"content": "é"}).json() == {"tokens": [0xC3, 0xA9]}
 
 
+def test_what_a_program_says_around_the_answer_is_none_of_it() -> None:
+    frame = {"begins": "> MARK\n", "ends": "\n\nBye...\n", "fault": "\x1b[31mError: "}
+    data = b"banner\n> MARK\nBye... \xc3\xa9\n Bye...\n\n\nBye...\n"
+    for size in range(1, len(data) + 1):
+        said = Said("", ["STOP"], **frame)
+        out = "".join(said.feed(data[at : at + size]) for at in range(0, len(data), size)) + said.feed(b"", final=True)
+        assert (out, said.spoken(), said.is_cut()) == ("Bye... é\n Bye...", "Bye... é\n Bye...", False)
+    said = Said("", [], **frame)
+    assert said.feed(b"banner > MARK\n\n\nBye...\n") + said.feed(b"", final=True) == said.spoken() == ""
+    assert not said.is_cut()
+    said = Said("", [], **frame)
+    assert said.feed(b"> MARK\nhalf") + said.feed(b"", final=True) == "half"
+    assert said.is_cut()
+    said = Said("", [], **frame)
+    assert said.feed(b"> MARK\nhalf\x1b[31mErr") + said.feed(b"or: no room\n") + said.feed(b"more", final=True) == "half"
+    assert (said.failed, said.failure()) == (True, "no room")
+
+
+def test_llama_cli_is_given_no_prompt_that_it_would_take_for_a_command_or_write_into_a_chat(
+    tmp_path: Path, programs: Path
+) -> None:
+    with Engines(tmp_path, programs, preset="llama-cli") as engines:
+        for prompt in ("/read /etc/passwd", "/exit", "say hello\n", "a\0b\n\n" + "x" * 1_000_000):
+            answer = engines.text(prompt).json()
+            assert answer["choices"][0]["text"] == "Hello world!"
+            assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (len(prompt), 12)
+        refused = engines.text("refuse")
+        assert refused.status_code == 502
+        assert refused.json()["error"]["message"].endswith("failed: request (3000 tokens) exceeds the context")
+        stream = engines.post("/v1/completions", {"model": "m", "prompt": "refuse", "stream": True})
+        assert "exceeds the context" in stream.text
+        assert "[DONE]" not in stream.text
+
+
 def test_bytes_that_are_no_text_are_replaced(engines: Engines) -> None:
     assert engines.said("say nonsense") == "��ok�"
     assert engines.said("say é") == "éé!"
@@ -220,11 +262,14 @@ def test_a_stream_comes_as_it_is_written_and_tells_how_it_ended(engines: Engines
     assert (last["stop"], last["stop_type"], last["tokens_predicted"], last["tokens_evaluated"]) == (True, "eos", 5, 6)
 
 
-def test_a_schema_reaches_a_program_that_takes_one_and_is_refused_by_one_that_does_not(tmp_path: Path, programs: Path) -> None:
+@pytest.mark.parametrize("preset", ["llama.cpp", "llama-cli"])
+def test_a_schema_reaches_a_program_that_takes_one_and_is_refused_by_one_that_does_not(
+    tmp_path: Path, programs: Path, preset: str
+) -> None:
     schema = {"type": "object", "properties": {"city": {"enum": ["Ulm"]}}}
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "response_format": form}
-    with Engines(tmp_path / "a", programs) as engines:
+    with Engines(tmp_path / "a", programs, preset=preset) as engines:
         answer = engines.post("/v1/chat/completions", body).json()
         assert json.loads(answer["choices"][0]["message"]["content"]) == {"city": "Ulm"}
     with Engines(tmp_path / "b", programs, preset="llama-2023") as engines:
@@ -347,7 +392,7 @@ def test_a_flood_on_stderr_hinders_nobody(engines: Engines) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_takes_the_processes_with_it(engines: Engines, stream: bool) -> None:
-    place = urlsplit(engines.proxy.url)
+    place, left = urlsplit(engines.proxy.url), engines.proxy.log.count("the client left")
     body = json.dumps({"model": "m", "prompt": "hang, fork", "stream": stream}).encode()
     with socket.create_connection((place.hostname or "", place.port or 0), 20) as client:
         client.sendall(request_for(body))
@@ -359,7 +404,7 @@ def test_a_client_that_leaves_takes_the_processes_with_it(engines: Engines, stre
                 heard += piece
         wait_until(lambda: running(engines.model))
     wait_until(engines.left)
-    engines.proxy.wait_for_log("the client left")
+    engines.proxy.wait_for_log("the client left", left + 1)
 
 
 def test_programs_end_with_a_proxy_that_is_killed(tmp_path: Path, programs: Path) -> None:
@@ -389,7 +434,7 @@ def test_a_conversation_from_the_anthropic_sdk(engines: Engines) -> None:
     assert engines.left()
 
 
-REAL = [name for name in ("llama-completion", "llama-cli") if shutil.which(name)][:1]
+REAL = [name for name in ("llama-completion", "llama-cli") if shutil.which(name)]
 
 
 @pytest.mark.parametrize("program", REAL)
@@ -401,8 +446,15 @@ def test_the_real_programs(tmp_path: Path, programs: Path, program: str) -> None
         answer = engines.text("\\n $(x) hé\n", temperature=0).json()
         assert answer["choices"][0]["text"] == "OK, fine!"
         assert (answer["choices"][0]["finish_reason"], answer["usage"]["prompt_tokens"]) == ("stop", 12)
-        assert engines.said("~", temperature=0, max_tokens=6) == "ééé"
+        cut = engines.text("~", temperature=0, max_tokens=6).json()
+        assert (cut["choices"][0]["text"], cut["choices"][0]["finish_reason"]) == ("ééé", "length")
+        assert cut["usage"]["completion_tokens"] == 6
         assert engines.said("\n", stop="fi") == "OK,"
+        assert engines.said("/exit\0{{ 1 }}\n", temperature=0) == "OK, fine!"
+        assert engines.text("x" * 3000).status_code == 502
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["Ulm"]}}}
+        body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "response_format": form, "temperature": 0}
+        assert engines.post("/v1/chat/completions", body).json()["choices"][0]["message"]["content"] == '"Ulm"'
         (vector,) = engines.post("/v1/embeddings", {"model": "m", "input": "one\ntext"}).json()["data"]
         assert vector["embedding"]
         client = anthropic.Anthropic(base_url=engines.proxy.url, api_key=KEY, max_retries=0)

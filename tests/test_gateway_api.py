@@ -15,10 +15,12 @@ import pytest
 
 from tests.backends.proxy import KEY, Proxy
 from tests.backends.sockets import Backend, Exchange, Reply, ask
+from tests.configs import Load, fault, load
 from tests.doubles import aws
 from tests.doubles.bedrock import BedrockDouble
 from tests.doubles.sagemaker import SageMakerDouble
 
+__all__ = ["load"]  # a fixture
 Json = dict[str, Any]
 ALICE, BOB = "alice-has-a-long-key", "bobby-has-a-long-key"
 CONFIG = """
@@ -56,14 +58,29 @@ def llm(exchange: Exchange) -> None:
     exchange.reply(200, {**answer, "choices": [choice], "usage": usage})
 
 
-@pytest.fixture
-def backend() -> Iterator[Backend]:
+@pytest.fixture(scope="module")
+def one_backend() -> Iterator[Backend]:
     with Backend() as found:
         for prefix in ("/v1", "/sg", "/br"):
             found.on(f"{prefix}/chat/completions", llm)
         images = {"created": 1, "data": [{"url": "https://example.org/otter.png"}]}
         found.on("/v1/images/generations", lambda exchange: exchange.reply(200, images))
         yield found
+
+
+@pytest.fixture
+def backend(one_backend: Backend) -> Backend:
+    """It has been asked nothing yet."""
+    one_backend.asked.clear()
+    one_backend.on("/sg/chat/completions", llm)  # which a test has fail
+    return one_backend
+
+
+@pytest.fixture(scope="module")
+def plain(one_backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """One for all whose calls leave nothing."""
+    with started(tmp_path_factory.mktemp("plain"), one_backend) as running:
+        yield running
 
 
 def started(folder: Path, backend: Backend, workers: int = 1, gateway: str = "true") -> Proxy:
@@ -190,10 +207,9 @@ def test_another_target_stands_in(tmp_path: Path, backend: Backend) -> None:
     assert len(backend.asked_for("/sg/chat/completions")) == 2
 
 
-def test_a_backend_s_error_is_the_client_s(tmp_path: Path, backend: Backend) -> None:
-    with started(tmp_path, backend) as proxy:
-        reply = call(proxy, "/chat", {"model": "m", "messages": [{"role": "user", "content": "fail"}]})
-        assert (reply.status, reply["retry-after"], reply.json()["error"]["message"]) == (429, "7", "too many")
+def test_a_backend_s_error_is_the_client_s(plain: Proxy, backend: Backend) -> None:
+    reply = call(plain, "/chat", {"model": "m", "messages": [{"role": "user", "content": "fail"}]})
+    assert (reply.status, reply["retry-after"], reply.json()["error"]["message"]) == (429, "7", "too many")
 
 
 @pytest.mark.parametrize(
@@ -215,31 +231,30 @@ def test_a_backend_s_error_is_the_client_s(tmp_path: Path, backend: Backend) -> 
         ("/remove_convo", {"root_id": "\ud800"}),
     ],
 )
-def test_what_cannot_be_is_400(tmp_path: Path, backend: Backend, path: str, body: Any) -> None:
+def test_what_cannot_be_is_400(plain: Proxy, backend: Backend, path: str, body: Any) -> None:
+    reply = ask(plain.url, "POST", path, json.dumps(body).encode(), {**plain.headers, "content-type": "application/json"})
+    assert reply.status == 400, reply
+    assert reply.json()["error"]["message"]
+    assert not backend.asked
+
+
+def test_conversations_that_there_are_not_are_404(plain: Proxy, backend: Backend) -> None:
+    for path in ("/update_title_openai", "/metadata_check", "/remove_convo"):
+        assert call(plain, path, {"root_id": "none"}).status == 404
+
+
+def test_images_cost_by_their_size(tmp_path: Path, backend: Backend) -> None:
+    costs = {"1024x1024": 0.04, "512x512": 0.036, "256x256": 0.032}
+    asked = [{"prompt": "An otter", "n": 2, "size": size} for size in costs]
     with started(tmp_path, backend) as proxy:
-        reply = ask(proxy.url, "POST", path, json.dumps(body).encode(), {**proxy.headers, "content-type": "application/json"})
-        assert reply.status == 400, reply
-        assert reply.json()["error"]["message"]
-        assert not backend.asked
-
-
-def test_conversations_that_there_are_not_are_404(tmp_path: Path, backend: Backend) -> None:
-    with started(tmp_path, backend) as proxy:
-        for path in ("/update_title_openai", "/metadata_check", "/remove_convo"):
-            assert call(proxy, path, {"root_id": "none"}).status == 404
-
-
-@pytest.mark.parametrize(("size", "cost"), [("1024x1024", 0.04), ("512x512", 0.036), ("256x256", 0.032)])
-def test_images_cost_by_their_size(tmp_path: Path, backend: Backend, size: str, cost: float) -> None:
-    with started(tmp_path, backend) as proxy:
-        reply = call(proxy, "/image_gen", {"prompt": "An otter", "n": 2, "size": size})
-        assert reply.json()["data"][0]["url"].endswith("otter.png")
-    (asked,) = backend.asked_for("/v1/images/generations")
-    assert asked.json() == {"prompt": "An otter", "n": 2, "size": size}
+        for body in asked:
+            assert call(proxy, "/image_gen", body).json()["data"][0]["url"].endswith("otter.png")
+    assert [sent.json() for sent in backend.asked_for("/v1/images/generations")] == asked
     with sqlite3.connect(tmp_path / "calls.db") as log:
-        ((found, images),) = log.execute("SELECT cost, images FROM calls").fetchall()
-    assert found == cost
-    assert json.loads(images) == {"n": 2, "size": size}
+        found = {json.loads(images)["size"]: (cost, json.loads(images)["n"]) for cost, images in log.execute(
+            "SELECT cost, images FROM calls"
+        )}  # fmt: skip
+    assert found == {size: (cost, 2) for size, cost in costs.items()}
 
 
 def test_the_other_chats_take_their_own_form_and_that_of_chat(tmp_path: Path, backend: Backend) -> None:
@@ -258,11 +273,10 @@ def test_the_other_chats_take_their_own_form_and_that_of_chat(tmp_path: Path, ba
     assert to_br[0] == {"max_tokens": 6, "model": "ai21.j2", "messages": messages}
 
 
-def test_without_a_bedrock_target_there_is_no_chat_br(tmp_path: Path, backend: Backend) -> None:
-    with started(tmp_path, backend) as proxy:
-        reply = call(proxy, "/chat_br", {"modelId": "x", "prompt": "Hello"})
-        assert reply.status == 404
-        assert "dialect: bedrock" in reply.json()["error"]["message"]
+def test_without_a_bedrock_target_there_is_no_chat_br(plain: Proxy) -> None:
+    reply = call(plain, "/chat_br", {"modelId": "x", "prompt": "Hello"})
+    assert reply.status == 404
+    assert "dialect: bedrock" in reply.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -274,17 +288,13 @@ def test_without_a_bedrock_target_there_is_no_chat_br(tmp_path: Path, backend: B
         ("{gateway_api: maybe}", "records.gateway_api: must be true, false, or a section"),
     ],
 )
-def test_faults_are_told_at_the_start(tmp_path: Path, records: str, message: str) -> None:
-    text = f"records: {records}\ntargets: {{default: demo, demo: {{url: 'demo://'}}}}\n"
-    with pytest.raises(RuntimeError) as fault, Proxy(tmp_path, text):
-        pass
-    assert message in str(fault.value)
+def test_faults_are_told_at_the_start(load: Load, records: str, message: str) -> None:
+    assert message in fault(load, f"records: {records}\ntargets: {{default: demo, demo: {{url: 'demo://'}}}}\n")
 
 
-def test_a_path_that_is_mapped_too_is_a_fault(tmp_path: Path) -> None:
+def test_a_path_that_is_mapped_too_is_a_fault(load: Load) -> None:
     text = "records: {gateway_api: true, calls: {}}\ntargets: {default: t, t: {url: 'http://x', mapping: {/history: }}}\n"
-    with pytest.raises(RuntimeError, match="is answered by the proxy itself"), Proxy(tmp_path, text):
-        pass
+    assert "is answered by the proxy itself" in fault(load, text)
 
 
 def test_a_web_page_cannot_use_an_address_that_is_open(tmp_path: Path, backend: Backend) -> None:

@@ -375,3 +375,20 @@ def test_programs_and_models_that_are_not_there_are_warned_of(load: Load) -> Non
         "config.yaml:5: commands.x: there is no program 'no-such-program' on the PATH: calls that need it will fail",
         "config.yaml:5: commands.x: there is no file 'no.gguf': calls that need it will fail",
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "warned"),
+    [
+        ('[cat, "{prompt}"]', True),
+        ('[cat, word, "{prompt} and on"]', True),
+        ('[cat, --prompt, "{prompt}"]', False),
+        ('[cat, "--prompt={prompt}"]', False),
+        ('[cat, --, "{prompt}"]', False),
+        ('[cat, "{prompt_file}"]', False),
+        ("[cat]", False),
+    ],
+)
+def test_a_prompt_that_could_be_taken_for_an_option_is_warned_of(load: Load, arguments: str, warned: bool) -> None:
+    config = load(f"targets: {{default: a, a: {{url: 'command://x'}}}}\ncommands:\n  x:\n    embed: {arguments}\n")
+    assert [warning.split(": ")[1] for warning in config.warnings] == ["commands.x.embed"] * warned

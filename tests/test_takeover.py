@@ -131,11 +131,13 @@ def taken(folder: Path, name: str, text: str, *more: str) -> tuple[dict[str, Any
     return config, done.stdout
 
 
-class TestLiteLLM:
-    @pytest.fixture
-    def found(self, tmp_path: Path) -> tuple[dict[str, Any], str]:
-        return taken(tmp_path, "litellm.yaml", LITELLM)
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """What becomes of LiteLLM's, which no test changes."""
+    return taken(tmp_path_factory.mktemp("taken"), "litellm.yaml", LITELLM)
 
+
+class TestLiteLLM:
     def test_backends_become_targets_and_pools(self, found):
         targets = found[0]["targets"]
         assert targets["gpt-4o"]["azure"] == {"api_version": "2024-02-01"}

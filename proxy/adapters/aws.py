@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -30,8 +30,7 @@ from botocore.session import Session
 from requests.adapters import BaseAdapter
 
 from proxy import wire
-from proxy.adapters.exchange import Answer, Body
-from proxy.call import Waiting
+from proxy.adapters.exchange import Answer, Body, waiting_of
 from proxy.config import Aws as Settings
 from proxy.dialects import Dialect
 from proxy.errors import BackendError, BadRequest, ClientGone, ProxyError, map_errors
@@ -112,13 +111,7 @@ class Aws(BaseAdapter):
         self._keyring = Keyring(settings) if settings else None
 
     def send(
-        self,
-        request: requests.PreparedRequest,
-        stream: bool = False,
-        timeout: Any = None,
-        verify: Any = True,
-        cert: Any = None,
-        proxies: Mapping[str, str] | None = None,
+        self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, *_: Any, **__: Any
     ) -> requests.Response:
         """The answer, its body unread. Raises what the inner adapter raises, BadRequest when no model is named, ProxyError.
 
@@ -141,7 +134,7 @@ class Aws(BaseAdapter):
     def _sign_and_send(
         self, request: requests.PreparedRequest, keyring: Keyring, send: Callable[[requests.PreparedRequest], requests.Response]
     ) -> requests.Response:
-        waiting: Waiting = getattr(request, "waiting", None) or Waiting(None)
+        waiting = waiting_of(request)
         with waiting.pausing():  # a refresh asks the network
             credentials = keyring.current()
         answer = send(self._signed(request, credentials))

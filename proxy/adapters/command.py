@@ -18,9 +18,10 @@ from urllib.parse import urlsplit
 import requests
 from requests.adapters import BaseAdapter
 
-from proxy.adapters.demo import Pieces
 from proxy.adapters.engine import Run, Said
-from proxy.adapters.exchange import Answer
+from proxy.adapters.exchange import Answer, waiting_of
+from proxy.adapters.made import Pieces, whole
+from proxy.adapters.process_group import last_lines
 from proxy.call import Waiting
 from proxy.config import Command
 from proxy.dialects import Event
@@ -28,7 +29,7 @@ from proxy.dialects._llamacpp_limits import within_limits
 from proxy.dialects.openai import Json
 from proxy.errors import BackendError, BadRequest
 from proxy.settings.presets import DEFAULTS
-from proxy.wire import CONTENT_TYPES, dumps, loads_request, write
+from proxy.wire import CONTENT_TYPES, loads_request, write
 
 TOKEN_LINE = re.compile(r"(?m)^ *([0-9]+) -> '")  # llama-tokenize without --ids; a token can be a line's end
 CONSTRAINTS = ("json_schema", "grammar")  # what must not be lost in silence
@@ -67,20 +68,12 @@ class CommandAdapter(BaseAdapter):
         super().__init__()
         self._config, self._secrets = config, frozenset(secrets)
 
-    def send(
-        self,
-        request: requests.PreparedRequest,
-        stream: bool = False,
-        timeout: Any = None,
-        verify: Any = True,
-        cert: Any = None,
-        proxies: Mapping[str, str] | None = None,
-    ) -> requests.Response:
+    def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
         """The answer. Raises BadRequest for what the programs cannot do, BackendError, BackendTimeout, ClientGone.
 
         `request.waiting` (a `Waiting`) watches the client. How long it may take is the command's `timeout_s` alone.
         """
-        waiting: Waiting = getattr(request, "waiting", None) or Waiting(None)
+        waiting = waiting_of(request)
         path = urlsplit(request.url or "").path
         answer = ANSWERS.get(path)
         if answer is None:
@@ -93,9 +86,7 @@ class CommandAdapter(BaseAdapter):
         found = answer(self, asked, waiting)
         if isinstance(found, Iterator):
             return Answer(200, "OK", Streamed(found), request)
-        data = dumps(found)
-        fields = [("content-type", "application/json"), ("content-length", str(len(data)))]
-        return Answer(200, "OK", Pieces(fields, () if request.method == "HEAD" else (data,)), request)
+        return whole(request, found)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -151,7 +142,8 @@ class CommandAdapter(BaseAdapter):
     def _events(self, index: int, prompt: str, values: Json, body: Json, waiting: Waiting) -> Iterator[Json]:
         """What the server's stream would say: events of text, then one that tells how it ended."""
         head = {"index": index, "tokens": [], "id_slot": 0}
-        said = Said(prompt if self._config.echo else "", values["stop"])
+        config = self._config
+        said = Said(prompt if config.echo else "", values["stop"], config.begins, config.ends, config.fault)
         with self._run("complete", prompt, values, waiting) as run:
             while not said.word:
                 data = run.read1()
@@ -160,15 +152,17 @@ class CommandAdapter(BaseAdapter):
                     yield {**head, "content": text, "stop": False}
                 if not data:
                     break
-        if said.is_cut(self._config.ends):
-            raise CutOff(f"the complete program of command {self._config.name!r} ended before all of its answer was written")
-        spent = [self._count(text, waiting) for text in (prompt, said.spoken())] if self._config.count_tokens else [0, 0]
-        limits = spent[1] >= values["max_tokens"] or sum(spent) >= self._config.context
+        if said.failed:
+            raise BackendError(f"the complete program of command {config.name!r} failed: {last_lines(said.failure().encode())}")
+        if said.is_cut():
+            raise CutOff(f"the complete program of command {config.name!r} ended before all of its answer was written")
+        spent = [self._count(text, waiting) for text in (prompt, said.spoken())] if config.count_tokens else [0, 0]
+        limits = spent[1] >= values["max_tokens"] or sum(spent) >= config.context
         yield {
             **head,
             "content": "",
             "stop": True,
-            "model": body.get("model") or self._config.name,
+            "model": body.get("model") or config.name,
             "prompt": prompt,
             "truncated": False,
             "stop_type": "word" if said.word else "limit" if limits and not said.ended else "eos",

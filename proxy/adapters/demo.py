@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import requests
 from requests.adapters import BaseAdapter
 
-from proxy.adapters.exchange import Answer, Body
+from proxy.adapters.exchange import Answer
+from proxy.adapters.made import Pieces, whole
 from proxy.adapters.sample import sample
 from proxy.dialects import Event, route_of
 from proxy.dialects.openai import (
@@ -40,8 +41,7 @@ from proxy.dialects.openai import (
     usage,
 )
 from proxy.errors import BadRequest, ProxyError
-from proxy.http1 import Fields
-from proxy.wire import CONTENT_TYPES, dumps, loads_request, write
+from proxy.wire import CONTENT_TYPES, loads_request, write
 
 NAME = "demo"  # of the one model; others are taken by their name too, so that any client's settings do
 CREATED_UNIX = 1_700_000_000  # of everything: an answer does not depend on when it was asked for
@@ -60,34 +60,10 @@ TOOL_TEXT = (
 )
 
 
-class Pieces(Body):
-    """An answer's payload that is made here, piece by piece."""
-
-    def __init__(self, fields: Fields, pieces: Iterable[bytes]) -> None:
-        self.fields, self.conn = fields, None
-        self._pieces, self._ahead = iter(pieces), b""
-
-    def read1(self) -> bytes:
-        """The next piece, b"" at the end."""
-        return next(self._pieces, b"")
-
-    def close(self) -> None:
-        """There is nothing to give back; no further piece comes."""
-        self._pieces = iter(())
-
-
 class Demo(BaseAdapter):
     """The adapter of `demo://` targets; it keeps nothing between requests."""
 
-    def send(
-        self,
-        request: requests.PreparedRequest,
-        stream: bool = False,
-        timeout: Any = None,
-        verify: Any = True,
-        cert: Any = None,
-        proxies: Mapping[str, str] | None = None,
-    ) -> requests.Response:
+    def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
         """The answer, whatever is asked; a request that OpenAI would refuse gets an error in its shape."""
         try:
             status, reason, given = 200, "OK", _answered(request)
@@ -97,9 +73,7 @@ class Demo(BaseAdapter):
         if isinstance(given, Iterator):
             fields = [("content-type", CONTENT_TYPES["sse"])]
             return Answer(status, reason, Pieces(fields, write("sse", given, DIALECT.done)), request)
-        data = dumps(given)
-        fields = [("content-type", "application/json"), ("content-length", str(len(data))), *headers]
-        return Answer(status, reason, Pieces(fields, () if request.method == "HEAD" else (data,)), request)
+        return whole(request, given, status, reason, headers)
 
     def close(self) -> None:
         """Nothing is open."""

@@ -22,7 +22,7 @@ from proxy.adapters import process_group
 from proxy.call import Waiting
 from proxy.config import Command
 from proxy.errors import BackendError, BackendTimeout, map_errors
-from proxy.settings.presets import DEFAULTS, OWN, PLACEHOLDER
+from proxy.settings.presets import DEFAULTS, OWN, PLACEHOLDER, PROMPTS
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +58,8 @@ def _filled(part: str, values: Mapping[str, Any]) -> str:
 class Run:
     """A process at work on one text; `with` it ends, whatever happens.
 
-    The text goes where the command asks for it: as an argument ({prompt}), as a file ({prompt_file}, which has no name on any
-    disk), else as standard input.
+    The text goes where the command asks for it: as an argument ({prompt}), as a file without a name on any disk ({prompt_file},
+    or {prompt_text_file} with a line end behind it, for programs that take one off), else as standard input.
     """
 
     def __init__(
@@ -70,22 +70,21 @@ class Run:
         self._until = time.monotonic() + config.timeout_s
         self._tail = b""
         self._selector = selectors.DefaultSelector()
+        command: Sequence[str | tuple[str, ...]] = getattr(config, what)
+        used = set(PLACEHOLDER.findall(str(command))) & set(PROMPTS)
         with map_errors({OSError: BackendError}, f"{self._what} cannot be started"), tempfile.TemporaryFile() as file:
-            file.write(text.encode("utf-8", "replace"))
+            file.write(text.encode("utf-8", "replace") + b"\n" * ("prompt_text_file" in used))
             file.seek(0)
-            place = f"/dev/fd/{file.fileno()}"
-            command: Sequence[str | tuple[str, ...]] = getattr(config, what)
-            filled = arguments(command, {**values, "prompt": text, "prompt_file": place})
-            used = set(PLACEHOLDER.findall(str(command)))
+            filled = arguments(command, {**values, **dict.fromkeys(PROMPTS, f"/dev/fd/{file.fileno()}"), "prompt": text})
             logger.debug("%s: %s", self._what, shlex.join(filled)[:SHOWN])
             self._process = process_group.start(
                 filled,
                 env,
                 self._what,
-                stdin=subprocess.DEVNULL if used & {"prompt", "prompt_file"} else file,
+                stdin=subprocess.DEVNULL if used else file,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                pass_fds=(file.fileno(),) if "prompt_file" in used else (),
+                pass_fds=(file.fileno(),) if used - {"prompt"} else (),
             )
         self._pipes = [pipe for pipe in (self._process.stdout, self._process.stderr) if pipe is not None]
         self._pidfd: int | None = None  # without one, a grandchild that holds the outputs is waited for
@@ -178,46 +177,59 @@ class Run:
 class Said:
     """The bytes that an engine writes → the answer's text, as soon as it is certain.
 
-    Characters are whole, bytes that are none are replaced. Off come a repetition of the prompt at the beginning (`echo`),
-    white space at both ends, and everything from the first of the stops on, wherever pieces are cut.
+    Characters are whole, bytes that are none are replaced. Off come everything up to `begins`, a repetition of the prompt at
+    the beginning (`echo`), white space at both ends, everything from the first of the stops on, and the engine's own last
+    words, wherever pieces are cut. See `Command` for begins, ends and fault.
     """
 
-    def __init__(self, echo: str, stops: Sequence[str]) -> None:
+    def __init__(self, echo: str, stops: Sequence[str], begins: str = "", ends: str = "", fault: str = "") -> None:
+        self._begins, self._ends, self._fault = begins, ends, fault
+        self._banner: str | None = "" if begins else None  # None: it is behind us, as below
+        self._last_words = ends.strip() or END_OF_TEXT
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._echo: str | None = echo.strip() or None  # None: it is behind us
+        self._echo: str | None = echo.strip() or None
         self._seen = 0  # characters of the echo that have come
-        self._stops, self._held = stops, ""
+        self._stops, self._held = (*stops, fault) if fault else stops, ""
         self._begun = False
         self._pieces: list[str] = []  # all that came behind the echo
         self.word = ""  # the stop that was found: nothing follows it
         self.ended = False  # the engine said that the model has ended
+        self.failed = False  # the engine said that it cannot go on
 
     def feed(self, data: bytes, final: bool = False) -> str:
         """What is certain to be the next text; `final`: there are no more bytes."""
         if self.word:
             return ""
-        piece = self._past_echo(self._decoder.decode(data, final), final)
+        piece = self._past_echo(self._past_banner(self._decoder.decode(data, final)), final)
         self._pieces.append(piece)
+        if self.failed:
+            return ""
         self._held += piece
         if not self._begun:
             self._held = self._held.lstrip()
             self._begun = bool(self._held)
         found = min(((at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0), default=None)
         if found:
-            certain, self.word, self._held = self._held[: found[0]], found[1], ""
+            certain, self._held = self._held[: found[0]], ""
+            self.failed = found[1] == self._fault
+            self.word = "" if self.failed else found[1]
         elif final:
-            certain, self._held = self._held, ""
-            if certain.rstrip().endswith(END_OF_TEXT):
-                certain, self.ended = certain.rstrip().removesuffix(END_OF_TEXT), True
+            certain, self._held = self._held.rstrip(), ""
+            if certain.endswith(self._last_words):
+                certain, self.ended = certain.removesuffix(self._last_words), self._last_words == END_OF_TEXT
         else:
             certain = self._held[: len(self._held) - self._uncertain()]
         certain = certain.rstrip()
         self._held = self._held[len(certain) :]
         return certain
 
-    def is_cut(self, ends: str) -> bool:
-        """Whether the engine has ended before all of its output was written: a whole one ends with `ends`."""
-        return not (self.word or self.ended or "".join(self._pieces).endswith(ends))
+    def is_cut(self) -> bool:
+        """Whether the engine has ended before all of its output was written."""
+        return not (self.word or self.ended or "".join(self._pieces).endswith(self._ends))
+
+    def failure(self) -> str:
+        """What it said when it could not go on."""
+        return "".join(self._pieces).partition(self._fault)[2].partition("\n")[0]
 
     def spoken(self) -> str:
         """All that the model said up to its end, white space too, but for the engine's own last words and line ends."""
@@ -226,7 +238,17 @@ class Said:
             return whole[: whole.find(self.word)]
         if self.ended:
             return whole.rstrip().removesuffix(END_OF_TEXT).removesuffix(" ")
-        return whole.removesuffix("\n").removesuffix("\n")
+        for end in (self._ends, "\n") if self._begins else ("\n", "\n"):  # in a frame, an answer has a line of its own
+            whole = whole.removesuffix(end)
+        return whole
+
+    def _past_banner(self, piece: str) -> str:
+        if self._banner is None:
+            return piece
+        self._banner += piece
+        _, begun, rest = self._banner.partition(self._begins)
+        self._banner = None if begun else self._banner[-len(self._begins) :]
+        return rest
 
     def _past_echo(self, piece: str, final: bool) -> str:
         if self._echo is None:
@@ -245,7 +267,8 @@ class Said:
         """How many characters at the end may be the beginning of a stop, or of the engine's last words."""
         held, bare = self._held, self._held.rstrip()
         longest = max((_overlap(held, stop) for stop in self._stops), default=0)
-        last_words = len(END_OF_TEXT) if bare.endswith(END_OF_TEXT) else _overlap(bare, END_OF_TEXT)
+        words = self._last_words
+        last_words = len(words) if bare.endswith(words) else _overlap(bare, words)
         return max(longest, len(held) - len(bare) + last_words if last_words else 0)
 
 

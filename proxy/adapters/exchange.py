@@ -17,7 +17,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -246,6 +246,12 @@ class Answer(requests.Response):
         raise AttributeError(name)
 
 
+def waiting_of(request: requests.PreparedRequest) -> Waiting:
+    """What watches the client while an adapter is at a request; it is the request's `waiting`."""
+    waiting: Waiting | None = getattr(request, "waiting", None)
+    return waiting or Waiting(None)
+
+
 class Exchange(HTTPAdapter):
     """The adapter of one target. Thread-safe: its lock guards the pool of idle connections alone.
 
@@ -267,19 +273,13 @@ class Exchange(HTTPAdapter):
 
     # requests calls this; `timeout` is the read timeout per piece, in seconds.
     def send(
-        self,
-        request: requests.PreparedRequest,
-        stream: bool = False,
-        timeout: Any = None,
-        verify: Any = True,
-        cert: Any = None,
-        proxies: Mapping[str, str] | None = None,
+        self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, *_: Any, **__: Any
     ) -> requests.Response:
         """The answer, its body unread. Raises BackendError, BackendTimeout, ClientGone.
 
         `request.waiting` (a `Waiting`) watches the client; `request.first_byte_s` bounds the wait for the answer to begin.
         """
-        waiting: Waiting = getattr(request, "waiting", None) or Waiting(None)
+        waiting = waiting_of(request)
         read_s = float(timeout[1] if isinstance(timeout, tuple) else timeout or 30.0)
         home, path = self._place(request.url or "")
         again = not hasattr(request.body, "__next__")  # a body that streams can be sent once

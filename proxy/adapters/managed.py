@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import requests
 
 from proxy.adapters import process_group
-from proxy.adapters.exchange import Exchange
+from proxy.adapters.exchange import Exchange, waiting_of
 from proxy.adapters.server_group import POLL_S, STOP_S, Group, Lock
 from proxy.call import Waiting
 from proxy.config import Config, Start, Target
@@ -298,7 +298,7 @@ class Managed(Exchange):
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
         """As an exchange's; the server cannot be stopped until the answer is closed."""
-        waiting: Waiting = getattr(request, "waiting", None) or Waiting(None)
+        waiting = waiting_of(request)
         place = self._server.enter(waiting, time.monotonic() + getattr(request, "first_byte_s", READY_S))
         try:
             answer = super().send(request, *args, **kwargs)

@@ -7,7 +7,7 @@ header that is cut off from a whole one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 from urllib3.util import SKIP_HEADER
 
-from proxy.adapters.exchange import IDLE_CONNECTIONS, PIECE, Answer, Body
+from proxy.adapters.exchange import IDLE_CONNECTIONS, PIECE, Answer, Body, waiting_of
 from proxy.call import Waiting
 from proxy.errors import BackendError, BackendTimeout, map_errors
 
@@ -96,13 +96,7 @@ class Outbound(HTTPAdapter):
 
     # requests calls this; `timeout` is the read timeout per piece, in seconds.
     def send(
-        self,
-        request: requests.PreparedRequest,
-        stream: bool = False,
-        timeout: Any = None,
-        verify: Any = True,
-        cert: Any = None,
-        proxies: Mapping[str, str] | None = None,
+        self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, *_: Any, **__: Any
     ) -> requests.Response:
         """The answer, its body unread; redirects are not followed. Raises BackendError, BackendTimeout.
 
@@ -110,7 +104,7 @@ class Outbound(HTTPAdapter):
         """
         read_s = float(timeout[1] if isinstance(timeout, tuple) else timeout or 30.0)
         first_s = min(read_s, getattr(request, "first_byte_s", read_s))
-        waiting: Waiting = getattr(request, "waiting", None) or Waiting(None)
+        waiting = waiting_of(request)
         with mapped(SENDING), waiting.pausing():
             answer = super().send(_framed(request), True, (self._connect_s, first_s), self._verify, self._cert, self._proxies)
         answer.request = request

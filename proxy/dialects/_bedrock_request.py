@@ -55,8 +55,9 @@ def chatReqOpenAItoBedrock(ip: Any, cfg: Mapping[str, Any] = {}) -> Json:
     """The hub's chat request → a body of Converse and ConverseStream; the model stands in the path.
 
     In: any Chat body. Out: a new dict; seed, penalties, logprobs, json_object, parallel_tool_calls and what else Converse lacks
-    are left out. Raises: BadRequest for n > 1, urls of images, media that Converse has no format for, arguments that are no
-    JSON object. Source: botocore 1.44, bedrock-runtime 2023-09-30, ConverseRequest.
+    are left out. Raises: BadRequest for n > 1, messages without any text or that do not begin with the user, urls of images,
+    media that Converse has no format for, arguments that are no JSON object. Source: botocore 1.44, bedrock-runtime 2023-09-30,
+    ConverseRequest.
     """
     req, lost = canonical(ip), cfg.get("lost") or _unheard
     if req.get("n", 1) > 1:
@@ -180,8 +181,14 @@ def _turns(messages: list[Json], lost: Lost) -> tuple[list[Json], list[Json]]:
             _add(turns, "assistant", _assistant(message, path))
         else:
             _add(turns, "user", _result(message, path) if role == "tool" else _blocks(message["content"], path))
+    if not turns:
+        raise BadRequest("messages hold nothing that can be sent", param="messages")
+    if turns[0]["role"] != "user":
+        raise BadRequest("this backend wants a conversation to begin with a user's message", param="messages[0].role")
     for turn in turns:
         turn["content"].sort(key=_not_a_result)
+        if any("document" in block for block in turn["content"]) and not any("text" in block for block in turn["content"]):
+            raise BadRequest("this backend wants a text beside a document", param="messages")
     _name_apart(turn["content"] for turn in turns)
     return system, turns
 

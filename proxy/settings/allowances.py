@@ -6,11 +6,12 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from voluptuous import Invalid
 
-from proxy.config import GuardRules, Key, Limits, Price, Rates
+from proxy.config import Functions, GuardRules, Key, Limits, Price, Rates
+from proxy.settings.findings import Findings
 from proxy.settings.kinds import (
     FLAG,
     SECRET,
@@ -27,10 +28,7 @@ from proxy.settings.kinds import (
     text,
 )
 from proxy.settings.patterns import fault_of
-
-if TYPE_CHECKING:
-    from proxy.settings.reading import _Reading
-    from proxy.settings.source import Path
+from proxy.settings.source import Path
 
 PERIODS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}  # seconds
 PLURAL = [f"{name}s" for name in PERIODS]
@@ -156,38 +154,38 @@ SECTIONS: dict[str, Field] = {
 class Allowances:
     """The reading of these sections: what comes out, and the faults that the schema cannot know."""
 
-    def __init__(self, reading: _Reading) -> None:
-        self._reading = reading
+    def __init__(self, found: Findings, mappers: Functions) -> None:
+        self._found, self._mappers = found, mappers
 
     def read(self) -> dict[str, Any]:
         """The fields of Config that are these sections."""
-        reading = self._reading
-        limits = reading._section("limits")
-        keys = {name: self._key(("keys", name), name, given) for name, given in reading._section("keys").items()}
+        found = self._found
+        limits = found.section("limits")
+        keys = {name: self._key(("keys", name), name, given) for name, given in found.section("keys").items()}
         self._differ(keys)
         return {
             "keys": keys,
             "limits": Limits(limits.get("global", ()), limits.get("paths", {}), limits.get("strategy", "moving-window"))
             if limits
             else None,
-            "guard": self._guard(reading._section("guard")),
+            "guard": self._guard(found.section("guard")),
             "prices": {
                 name: Price(given["input"], given.get("cached", given["input"]), given["output"])
-                for name, given in reading._section("prices").items()
+                for name, given in found.section("prices").items()
                 if {"input", "output"} <= given.keys()
             },
         }
 
     def _key(self, path: Path, name: str, given: Mapping[str, Any]) -> Key:
-        reading = self._reading
+        found = self._found
         if name in TAKEN:
-            reading._fault(path, f"is what logs call {TAKEN[name]}: rename it")
+            found.fault(path, f"is what logs call {TAKEN[name]}: rename it")
         for target in given.get("targets", ()):
-            if target not in reading.target_names:
-                reading._no_target((*path, "targets"), target)
+            if target not in found.target_names:
+                found.no_target((*path, "targets"), target)
         budget = given.get("budget")
-        if budget and not reading._section("prices") and not reading._is_faulty(("prices",)):
-            reading._fault((*path, "budget"), "needs `prices`, by which it is counted")
+        if budget and not found.section("prices") and not found.is_faulty(("prices",)):
+            found.fault((*path, "budget"), "needs `prices`, by which it is counted")
         return Key(
             name=name,
             digest=self._digest(path, given),
@@ -201,28 +199,28 @@ class Allowances:
         )
 
     def _digest(self, path: Path, given: Mapping[str, Any]) -> bytes:
-        reading = self._reading
-        written = [name for name in ("sha256", "envkey", "key") if name in given or reading._is_faulty((*path, name))]
+        found = self._found
+        written = [name for name in ("sha256", "envkey", "key") if name in given or found.is_faulty((*path, name))]
         if len(written) != 1:
             what = "needs its key" if not written else "has its key more than once"
-            reading._fault(path, f"{what}: one of sha256, envkey and key; `python -m main key new {path[-1]}` makes one")
+            found.fault(path, f"{what}: one of sha256, envkey and key; `python -m main key new {path[-1]}` makes one")
             return b""
         if "sha256" in given:
             return bytes.fromhex(given["sha256"])
         if "key" in given:
-            reading._warn((*path, "key"), "security: a key in a file is read by whoever reads the file; sha256 is better.")
-        secret = given.get("key") or (reading._variable((*path, "envkey"), given["envkey"]) if "envkey" in given else "")
+            found.warn((*path, "key"), "security: a key in a file is read by whoever reads the file; sha256 is better.")
+        secret = given.get("key") or (found.variable((*path, "envkey"), given["envkey"]) if "envkey" in given else "")
         if secret and len(secret) < SHORTEST_KEY:
-            reading._fault((*path, written[0]), f"is shorter than {SHORTEST_KEY} characters: such a key can be guessed")
+            found.fault((*path, written[0]), f"is shorter than {SHORTEST_KEY} characters: such a key can be guessed")
         return _digest(secret) if secret else b""
 
     def _differ(self, keys: Mapping[str, Key]) -> None:
-        system = self._reading._section("system")
-        master = system.get("masterkey") or self._reading.environ.get("MOOLTIPROXY_KEY", "")
+        system = self._found.section("system")
+        master = system.get("masterkey") or self._found.environ.get("MOOLTIPROXY_KEY", "")
         seen = {_digest(master): "the master key"} if master else {}
         for name, key in keys.items():
             if key.digest and key.digest in seen:
-                self._reading._fault(("keys", name), f"is the same key as {seen[key.digest]}")
+                self._found.fault(("keys", name), f"is the same key as {seen[key.digest]}")
             seen[key.digest] = f"that of {name!r}"
 
     def _guard(self, given: Mapping[str, Any]) -> GuardRules | None:
@@ -231,19 +229,19 @@ class Allowances:
                 path = ("guard", where, index)
                 fault = None if where == "deny" and self._is_function(path, rule) else fault_of(rule)
                 if fault:
-                    self._reading._fault(path, fault)
+                    self._found.fault(path, fault)
         return GuardRules(given.get("deny", ()), given.get("redact", ())) if given else None
 
     def _is_function(self, path: Path, name: str) -> bool:
         """Whether a rule names a function of mappers.py. Notes a fault for what is nearly the name of one."""
         own: Mapping[str, Callable[..., Any]] = {
-            key: value for key, value in self._reading.mappers.items() if callable(value) and hasattr(value, "__code__")
+            key: value for key, value in self._mappers.items() if callable(value) and hasattr(value, "__code__")
         }
         if name in own:
             return True
         guess = meant(name, [key for key in own if not key.startswith("_")]) if name.isidentifier() else ""
         if guess:
-            self._reading._fault(path, f"is no function of mappers.py{guess} As a mere word it is (?:{name})")
+            self._found.fault(path, f"is no function of mappers.py{guess} As a mere word it is (?:{name})")
         return bool(guess)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os.path
+import itertools
+import os
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from voluptuous import Invalid
 
 from proxy.config import Command, Start
+from proxy.settings.findings import Findings, Given, Rule
 from proxy.settings.kinds import (
     ANY_TEXT,
     FILE,
@@ -29,8 +31,13 @@ from proxy.settings.kinds import (
     section,
     text,
 )
-from proxy.settings.presets import LISTED, OWN, PLACEHOLDER, PLACEHOLDERS, PRESETS
+from proxy.settings.presets import LISTED, NODE_RED, OWN, PLACEHOLDER, PLACEHOLDERS, PRESETS
+from proxy.settings.source import Path
 
+BARE = (
+    "security: a prompt that begins with - is taken for an option where {prompt} stands alone: put its option or -- before it, "
+    "--prompt={prompt} in its place, or use {prompt_file}"
+)
 COUNT = number("a whole number", 1, 10_000_000, whole=True)
 WORD = text(r"[^\x00]+", "text")
 NAME = text(r"[A-Za-z0-9][A-Za-z0-9_-]*", "a name of letters, digits, - and _")
@@ -95,6 +102,45 @@ START: Field = (
 )
 
 
+def is_command(target: Given) -> bool:
+    """Whether executables are behind it."""
+    return str(target.get("url")).startswith("command:")
+
+
+RULES: tuple[Rule, ...] = (
+    (
+        "dialect",
+        ("url", "dialect"),
+        lambda t: is_command(t) and t.get("dialect", "llamacpp") != "llamacpp",
+        "a command:// target speaks llamacpp",
+    ),
+    (
+        "start",
+        ("url", "start"),
+        lambda t: "start" in t and not str(t.get("url")).startswith("http"),
+        "needs an http:// url, which the server listens at",
+    ),
+    (
+        "start",
+        ("start",),
+        lambda t: "start" in t and not t["start"].get("command"),
+        "needs a `command`: a list, the program and its arguments",
+    ),
+    (
+        "start",
+        ("start", "proxy"),
+        lambda t: "start" in t and "proxy" in t,
+        "is a server on this machine, which no outbound proxy leads to: remove `proxy`",
+    ),
+    (
+        "",
+        (),
+        lambda t: ("start" in t or is_command(t)) and os.name != "posix",
+        "starts programs as process groups, which Windows does not have",
+    ),
+)
+
+
 def command_of(name: str, given: Mapping[str, Any]) -> Command:
     """One of `commands` over its preset. Raises Invalid when nothing can be run."""
     preset = PRESETS.get(given.get("preset", ""), {})
@@ -120,6 +166,37 @@ def without(command: Command) -> list[str]:
     programs = [str(arguments[0]) for arguments in (command.complete, command.embed, command.tokenize) if arguments]
     missing = [f"program {program!r} on the PATH" for program in programs if not shutil.which(program)]
     return missing + ([f"file {command.model!r}"] if command.model and not os.path.isfile(command.model) else [])
+
+
+def takes_prompts_for_options(arguments: tuple[str | tuple[str, ...], ...]) -> bool:
+    """Whether {prompt} begins an argument that no option, and no `--`, stands before."""
+    words = [word for part in arguments for word in ((part,) if isinstance(part, str) else part)]
+    return any(word.startswith("{prompt}") and not before.startswith("-") for before, word in itertools.pairwise(words))
+
+
+def read_command(found: Findings, name: str, given: Given) -> Command:
+    """One of `commands`; notes its faults, and what this machine lacks for it."""
+    try:
+        command = command_of(name, given)
+        for what in without(command):
+            found.warn(("commands", name), f"there is no {what}: calls that need it will fail")
+        for verb in ("complete", "embed", "tokenize"):
+            if takes_prompts_for_options(getattr(command, verb)):
+                found.warn(("commands", name, verb), BARE)
+        return command
+    except Invalid as fault:
+        if not found.is_faulty(("commands", name)):
+            found.fault(("commands", name), fault.msg)
+        return Command(name)
+
+
+def with_prompter(found: Findings, path: Path, given: Given) -> Given:
+    """What a command:// target says without being told: its API, and the flows' template where it names no prompter."""
+    name, written = given["url"].removeprefix("command://"), found.written("commands")
+    if name not in written and not found.is_faulty((*path, "url")):
+        found.fault((*path, "url"), f"there is no command {name!r}{meant(name, written) or ': write it below `commands`'}")
+    ready = {"dialect": "llamacpp", "prompter": "fromTemplate", **given}
+    return {"template": NODE_RED, **ready} if ready["prompter"] == "fromTemplate" else ready
 
 
 def start_of(given: Mapping[str, Any]) -> Start:

@@ -2,7 +2,8 @@
 
 An argument list within the list stands there once for each value of its placeholder: as often as there are stops, not at
 all for what a request does not say.
-Source: llama.cpp, tools/completion, examples/embedding, tools/tokenize, `--help` (2026-11); the names of 2023: main's README.
+Source: llama.cpp, tools/completion, tools/cli, examples/embedding, tools/tokenize, `--help` (2026-11); the names of 2023:
+main's README.
 """
 
 from __future__ import annotations
@@ -62,9 +63,20 @@ TODAY = {
     "echo": False,
     "ends": "\n\n",
 }
+# llama-cli chats. The prompt is its system message, and a chat template of our own is that message alone, so what the model
+# sees is the prompt as it is. What it calls the user's message is a mark on its output, which the answer stands behind; as
+# such, a prompt could be one of its commands (/read FILE). Its colours tell its own errors from an answer.
+MARK = "<#the answer#>"
+RAW = "{% for message in messages %}{% if message.role == 'system' %}{{ message.content }}{% endif %}{% endfor %}"
+CHAT: list[Any] = [
+    *(*MODEL, *SIZES, *_option("--batch-size", "batch"), "--jinja", "--chat-template", RAW, "--skip-chat-parsing"),
+    *("--no-escape", *_option("--system-prompt-file", "prompt_text_file"), "--prompt", MARK, "--single-turn"),
+    *("--simple-io", "--color", "on", "--no-show-timings", "--no-warmup", *SAMPLING),
+]
+FRAME = {"begins": f"> {MARK}\n\x1b[0m", "ends": "\n\nExiting...\n", "fault": "\x1b[1m\x1b[31mError: "}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "llama.cpp": {**TODAY, "complete": ["llama-completion", *COMPLETE, *CONSTRAINED]},
-    "llama-cli": {**TODAY, "complete": ["llama-cli", *COMPLETE, *CONSTRAINED]},  # of 2025; it only chats since
+    "llama-cli": {**TODAY, **FRAME, "complete": ["llama-cli", *CHAT, *CONSTRAINED]},
     "llama-2023": {
         "complete": [
             *("llama", *MODEL, *_option("--threads", "threads"), *_option("--batch_size", "batch"), *_option("-c", "context")),
@@ -85,7 +97,8 @@ DEFAULTS: Mapping[str, Any] = {  # what a placeholder says outside of a list of 
     "frequency_penalty": 0,
     "presence_penalty": 0,
 }
+PROMPTS = ("prompt", "prompt_file", "prompt_text_file")
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
-OWN = ("prompt", "prompt_file", "model", "threads", "context", "batch", "max_tokens")  # always known
+OWN = (*PROMPTS, "model", "threads", "context", "batch", "max_tokens")  # always known
 LISTED = ("stop", "json_schema", "grammar", "pooling")  # several or none: in a list of their own only
 PLACEHOLDERS = (*OWN, *DEFAULTS, *LISTED)

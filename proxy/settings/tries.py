@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from voluptuous import Invalid
 
 from proxy.config import Breaker, Line, Pool, Retries
+from proxy.settings.findings import Rule
 from proxy.settings.kinds import (
     SECONDS,
     TEXT,
@@ -158,9 +159,8 @@ def pool_of(name: str, given: Mapping[str, Any], line: int) -> Pool:
     return Pool(name, weights, strategy, given.get("route"), given.get("fallback", ()), line)
 
 
-# Where to say it, what must be sound to say it at all, when it is wrong, and what to say: see RULES of reading.py.
 OF_A_KEY = ("key", "envkey", "envkeys", "key_command")
-RULES: tuple[tuple[str, tuple[str, ...], Callable[[Mapping[str, Any]], bool], str], ...] = (
+RULES: tuple[Rule, ...] = (
     (
         "",
         OF_A_KEY,

@@ -17,6 +17,12 @@ TODAY = {
     **dict.fromkeys(("--no-escape", "--no-conversation", "--no-display-prompt", "--simple-io"), bool),
     "--reverse-prompt": list,
 }
+CHAT = {  # llama-cli chats: what it is told of a prompt is a system message and a template
+    **{name: kind for name, kind in TODAY.items() if name not in ("--binary-file", "--no-conversation", "--no-display-prompt")},
+    **dict.fromkeys(("--system-prompt-file", "--prompt", "--chat-template", "--color"), str),
+    **dict.fromkeys(("--jinja", "--skip-chat-parsing", "--single-turn", "--no-show-timings", "--no-warmup"), bool),
+}
+CHATTED = "<|im_start|>system\n%s<|im_end|>\n<|im_start|>user\n%s<|im_end|>\n<|im_start|>assistant\n"
 EMBED = {
     **dict.fromkeys(("--model", "--threads", "--ctx-size", "--batch-size", "--ubatch-size", "--binary-file"), str),
     **dict.fromkeys(("--embd-output-format", "--embd-separator", "--pooling"), str),
@@ -81,7 +87,7 @@ def misbehave(prompt):
     if "fill stderr" in prompt:
         for _ in range(64):
             os.write(2, b"noise " * 10_000)
-    if "fail" in prompt:
+    if "fail" in prompt and "refuse" not in prompt:
         sys.stderr.write("loading\n\x1b[31mcannot\x00 allocate\x07 the KV cache\x1b[0m\r\n")
         sys.exit(3)
 
@@ -93,10 +99,38 @@ def complete(options, number, stops):
     if "--no-display-prompt" not in given:
         for at in range(0, len(prompt), 7):
             write(prompt[at : at + 7])
+    if not answer(given, prompt, limit, stops) and options is TODAY:
+        write(" [end of text]\n")
+    write("\n\n")
+
+
+def chat():
+    """llama-cli: a banner, an echo, the answer, and last words; its errors stand where the answer would, and it ends well."""
+    given = parsed(CHAT)
+    with open(given["--system-prompt-file"], "rb") as file:
+        system = file.read().decode("utf-8")
+    system = system[:-1] if system.endswith("\n") else system
+    raw = "role == 'system'" in given["--chat-template"] and "user" not in given["--chat-template"]
+    prompt = system if raw and "--jinja" in given else CHATTED % (system, given["--prompt"])
+    colour = (lambda code: f"\x1b[{code}m") if given.get("--color") == "on" else lambda code: ""
+    write("\n\nLoading model... " + ("" if "--simple-io" in given else "|\b \b") + "\n\nllama.cpp\n\n/exit or Ctrl+C\n\n\n")
+    write(f"{colour(1)}{colour(32)}\n> {given['--prompt']}\n{colour(0)}")
+    misbehave(prompt)
+    if "refuse" in prompt:
+        write(f"{colour(1)}{colour(31)}Error: request (3000 tokens) exceeds the context\n{colour(0)}")
+    else:
+        answer(given, prompt, int(given["--predict"]), "--reverse-prompt")
+        write("\n")
+    write("" if "--no-show-timings" in given else f"{colour(35)}\n[ Prompt: 1.0 t/s | Generation: 1.0 t/s ]\n{colour(0)}")
+    write("\n\nExiting...\n")
+
+
+def answer(given, prompt, limit, stops):
+    """Whether the limit or a stop ended it, not the model."""
     if "--json-schema" in given:
         properties = json.loads(given["--json-schema"])["properties"]
-        write(json.dumps({name: rule.get("enum", [""])[0] for name, rule in properties.items()}) + "\n\n")
-        return
+        write(json.dumps({name: rule.get("enum", [""])[0] for name, rule in properties.items()}))
+        return True
     pieces = SAYS[max((name for name in SAYS if name in prompt), key=prompt.rfind, default="say hello")]
     said = b""
     for piece in b"".join(piece if isinstance(piece, bytes) else piece.encode() for piece in pieces)[:limit]:
@@ -104,10 +138,8 @@ def complete(options, number, stops):
         write(bytes([piece]))
         time.sleep(0.001)  # a token takes its time
         if any(said.endswith(stop.encode()) for stop in given.get(stops, ())):
-            break
-    else:
-        write(" [end of text]\n" if len(said) < limit and options is TODAY else "")
-    write("\n\n")
+            return True
+    return len(said) >= limit
 
 
 def embed(options):
@@ -124,6 +156,7 @@ def tokenize(options):
 
 PROGRAMS = {
     "llama-completion": lambda: complete(TODAY, "--predict", "--reverse-prompt"),
+    "llama-cli": chat,
     "llama-embedding": lambda: embed(EMBED),
     "llama-tokenize": lambda: tokenize(TOKENIZE),
     "llama": lambda: complete(THEN, "-n", "-r"),
