@@ -1,11 +1,13 @@
 """The benchmarks' clients: one thread, one epoll, raw sockets. Reads a job from standard input, writes what it saw as JSON.
 
-`requests`: so many clients, each with one connection that is kept, each asking again as soon as it is answered.
+`requests`: so many clients, each with one connection that is kept, each asking again as soon as it is answered; with `per_s`
+not sooner than so many requests a second allow.
 `streams`: so many streams at once. Every answer is held against what the upstream must have sent to this very request: see
 upstream.py. Whatever is not right is counted, by what is wrong with it, and is no answer.
 
-A job: {"kind": "requests", "port", "path", "headers", "body" (text with {tag} in it), "api", "clients", "seconds", "warm_s"}
-or {"kind": "streams", …, "streams", "tokens"}; both may have `patience_s`, after which what has not come does not come.
+A job: {"kind": "requests", "port", "path", "headers", "body" (has {tag} in it), "api", "clients", "seconds", "warm_s",
+"per_s"}, or {"kind": "streams", …, "streams", "tokens"}; both may have `patience_s`,
+after which what has not come does not come.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import select
 import socket
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -134,6 +136,9 @@ class ClosedLoop:
         self._clients: dict[int, Client] = {}
         self.answers: list[tuple[float, float]] = []  # when each had come, and after how long
         self.failures: Counter[str] = Counter()
+        self._every_s = 1 / job["per_s"] if job.get("per_s") else 0.0
+        self._due = time.perf_counter()  # when the next request may leave
+        self._idle: deque[Client] = deque()  # who waits for that
         for number in range(job["clients"]):
             self._open(Client(job, number))
 
@@ -144,9 +149,9 @@ class ClosedLoop:
 
     def run(self, until: float) -> None:
         """Asks until then (perf_counter), and waits for what is still to come."""
-        for client in list(self._clients.values()):
-            self._ask(client)
+        self._idle.extend(self._clients.values())
         while time.perf_counter() < until and self.failures.total() < ENOUGH:
+            self._ask_who_may()
             self._turn(until)
         patience = time.perf_counter() + self._patience_s
         while self.failures.total() < ENOUGH and (waiting := sum(client.waits for client in self._clients.values())):
@@ -159,7 +164,8 @@ class ClosedLoop:
 
     def _turn(self, until: float) -> None:
         """What has come; whoever is answered before `until` asks again."""
-        for fd, _ in self._epoll.poll(0.1, 512):
+        wait_s = min(0.1, self._due - time.perf_counter()) if self._idle else 0.1
+        for fd, _ in self._epoll.poll(max(0.0, wait_s), 512):
             client = self._clients[fd]
             try:
                 if not client.answered():
@@ -172,8 +178,16 @@ class ClosedLoop:
             else:
                 now = time.perf_counter()
                 self.answers.append((now, now - client.asked_at))
-            if time.perf_counter() < until:
+            if time.perf_counter() < until and not self._every_s:
                 self._ask(client)
+            elif self._every_s:
+                self._idle.append(client)
+
+    def _ask_who_may(self) -> None:
+        """At the start, and with a rate: one for each moment that has come."""
+        while self._idle and (not self._every_s or self._due <= time.perf_counter()):
+            self._ask(self._idle.popleft())
+            self._due += self._every_s
 
     def _ask(self, client: Client) -> None:
         try:

@@ -118,11 +118,28 @@ def _over_base(run: Run, row: str) -> str:
     return median(run.over(row, BASES.get(row, "pass-through"), "traffic", "cpu_us"), spread=True)
 
 
+def _least(run: Run, row: str) -> float | None:
+    """The round that other work on the machine disturbed least."""
+    return min(run.values(row, "traffic", "cpu_us"), default=None)
+
+
+def _least_over(run: Run, row: str) -> str:
+    mine, base = _least(run, row), _least(run, BASES.get(row, "pass-through"))
+    return "–" if mine is None or base is None else number(mine - base)
+
+
+def _least_of(run: Run, row: str) -> str:
+    mine, base = _least(run, row), _least(run, BASES.get(row, "pass-through"))
+    return "–" if mine is None or base is None else number(mine / base)
+
+
 TRAFFIC: dict[str, Cell] = {
     "r/s": _value("traffic", "per_s", spread=True),
     "of the same without": _of_base,
     "CPU µs": _value("traffic", "cpu_us", spread=True),
     "+ CPU µs": _over_base,
+    "+ CPU µs, best rounds": _least_over,
+    "CPU of the same without, best rounds": _least_of,
     "failures": _failures("traffic"),
 }
 SLOW: dict[str, Cell] = {

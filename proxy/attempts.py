@@ -21,7 +21,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -53,7 +53,6 @@ CANNOT = frozenset(("path_not_mapped", "not_supported", "lossy_translation", "ca
 NOT_NOW = frozenset(("rate_limit_exceeded", "busy", "keys_rest", "key_command_failed", "rate_limit_exceeded"))
 EVENTS = ("sse", "named-sse")
 MARKS = ("x-mooltiproxy-target", "x-mooltiproxy-attempts")  # fields of the reply's head
-NOTHING = nullcontext()
 
 
 class Attempts:
@@ -68,15 +67,17 @@ class Attempts:
         self._members = {name: Members(pool, self.busy) for name, pool in config.pools.items()}
         self.counted = {name for pool in config.pools.values() for name in pool.members if pool.strategy == "least-busy"}
         self.rings = {name: Ring(target, self.state) for name, target in self.targets.items() if target.keys}
+        self._plain = {name for name, target in self.targets.items() if not target.tries} - self.counted
         hidden = config.secret_names()
         self.printed = {name: Printed(target, hidden) for name, target in self.targets.items() if target.key_command}
 
-    def run(self, relay: Relay, choice: Choice) -> None:
-        """Answers the request. Raises ProxyError like `Relay.once`."""
-        if choice.target in self.targets and not self.targets[choice.target].tries and choice.target not in self.counted:
+    def run(self, relay: Relay, choice: Choice, ticket: Ticket | None = None) -> None:
+        """Answers the request. ticket: of the chosen target's queue, where its turn has come already. Raises ProxyError like
+        `Relay.once`."""
+        if choice.target in self._plain:
             relay.once(choice)
         else:
-            Course(self, relay, choice).run()
+            Course(self, relay, choice, ticket).run()
 
     def has_others(self, name: str) -> bool:
         """Whether somebody can stand in."""
@@ -105,7 +106,7 @@ class Attempts:
 class Course:
     """One call's attempts."""
 
-    def __init__(self, shared: Attempts, relay: Relay, choice: Choice) -> None:
+    def __init__(self, shared: Attempts, relay: Relay, choice: Choice, came: Ticket | None) -> None:
         self._shared, self._relay, self._call = shared, relay, relay.call
         self._has_others = shared.has_others(choice.target)
         in_order = relay.request.method in ("GET", "HEAD")
@@ -113,6 +114,7 @@ class Course:
         self._failed: list[str] = []
         self._resting: list[str] = []  # targets that were passed over
         self._ticket: Ticket | None = None
+        self._came = came  # a ticket that need not be joined for, and goes by itself when the call ends well
         self._pace: Pace | None = None
         self._target: Any = None  # a Target, once one has been chosen
         self._cause: str | None = None  # of this attempt's failure
@@ -141,6 +143,9 @@ class Course:
         for choice in self._candidates:
             target = self._shared.targets[choice.target]
             if target.breaker is None or self._shared.state.trial(_state_name(target.name), target.breaker.cool_s):
+                if self._came is not None and self._failed:
+                    self._came.leave()
+                    self._came = None
                 self._choice, self._target, self._tries, self._rests = choice, target, 1, False
                 self._keys: deque[str] = deque()
                 self._key = self._refused = ""
@@ -156,11 +161,18 @@ class Course:
         target = self._target
         try:
             self._relay.key_fields = self._key_fields()
-            with self._shared.busy.one(target.name) if target.name in self._shared.counted else NOTHING:
+            if target.name in self._shared.counted:
+                with self._shared.busy.one(target.name):
+                    self._relay.once(self._choice)
+            else:
                 self._relay.once(self._choice)
+        except BaseException:
+            if self._ticket is not None:  # it goes now, whatever comes next
+                self._came = None
+            raise
         finally:
-            if self._ticket is not None:
-                ticket, self._ticket = self._ticket, None
+            ticket, self._ticket = self._ticket, None
+            if ticket is not None and ticket is not self._came:
                 ticket.leave()
         if target.breaker and self._cause is None:
             self._shared.state.forgive(_state_name(target.name))
@@ -179,7 +191,7 @@ class Course:
     def leaves(self, body: Any) -> None:
         """Before a request leaves. Raises like `join`."""
         if self._target.queue and self._ticket is None:
-            self._ticket = join(self._shared.state, self._target.name, self._target.queue, self._call)
+            self._ticket = self._came or join(self._shared.state, self._target.name, self._target.queue, self._call)
         self._streamed = hasattr(body, "__next__")
 
     def answered(self, answer: Any, endpoint: Endpoint) -> None:

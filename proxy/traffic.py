@@ -5,7 +5,6 @@ It exists only where the configuration names one of them (`Config.traffic`); a p
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from proxy.attempts import Attempts
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from proxy.generation import Generation
     from proxy.relay import Relay
     from proxy.routing import Choice
+    from proxy.state import Ticket
 
 
 class Traffic:
@@ -43,13 +43,25 @@ class Traffic:
         asked = Asked(relay, choice, self._keys.get(relay.call.key_name or ""))
         if self._people and asked.key:
             self._people.check(asked.key, asked)
-        with self.limits.admit(asked) if self.limits else nullcontext():
-            if self._guard:
-                self._guard.watch(relay)
-            if self._cache:
-                self._cache.run(asked, lambda: self._attempts.run(relay, choice))
-            else:
-                self._attempts.run(relay, choice)
+        admission = self.limits.admit(asked) if self.limits else None
+        if admission is None:
+            self._run(asked, None)
+            return
+        try:
+            self._run(asked, admission.ticket)
+        except BaseException as error:
+            admission.end(error)
+            raise
+        admission.end(None)
+
+    def _run(self, asked: Asked, ticket: Ticket | None) -> None:
+        relay, choice = asked.relay, asked.choice
+        if self._guard:
+            self._guard.watch(relay)
+        if self._cache:
+            self._cache.run(asked, lambda: self._attempts.run(relay, choice, ticket))
+        else:
+            self._attempts.run(relay, choice, ticket)
 
 
 def _people(generation: Generation) -> People | None:

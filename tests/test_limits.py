@@ -595,6 +595,25 @@ def test_who_is_refused_behind_the_limits_gives_the_slot_back(tmp_path: Path, ba
         assert left(looked, "tokens") == 100
 
 
+def test_a_place_that_came_with_the_admission_is_given_back_before_another_attempt(tmp_path: Path, backend: Backend) -> None:
+    """A target with one slot: a second attempt, and the next call, find it free."""
+    failures = iter([503, 503])
+
+    def fail_twice(exchange: Exchange) -> None:
+        status = next(failures, None)
+        whole(exchange) if status is None else exchange.reply(status, {"error": {"message": "busy"}})
+
+    backend.on("/v1/chat/completions", fail_twice)
+    target = ", concurrency: 1, queue: {size: 1, timeout_s: 20}, retries: {attempts: 3, backoff_s: 0.01}"
+    text = configured(backend, keys(alice="limits: 1000/minute, concurrency: 5"), target=target)
+    with Proxy(tmp_path, text) as proxy:
+        began = time.monotonic()
+        replies = [ask(proxy.url, "POST", "/v1/chat/completions", chat(), bearer("alice")) for _ in range(3)]
+        assert [reply.status for reply in replies] == [200] * 3
+        assert time.monotonic() - began < 15
+    assert len(backend.asked) == 5
+
+
 def test_a_key_that_may_use_a_pool_may_use_its_members_through_it_alone(tmp_path: Path, backend: Backend) -> None:
     backend.on("/claude/v1/messages", lambda exchange: exchange.reply(200, {"id": "m", "type": "message", "role": "assistant",
         "model": "claude", "content": [{"type": "text", "text": "x"}], "stop_reason": "end_turn",

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import ConfigError
-from proxy.state import Budget, Rate, Slot
 from proxy.state import memory as engine
 from proxy.state.memory import Memory
 from proxy.state.money import Money, window_of
+from tests.backends.claims import Asking, Budget, Rate, Slot
 
 
 @dataclass
@@ -27,12 +27,12 @@ class Clock:
         return self.now
 
 
-def made(now: float = 1_000_000.0) -> tuple[Memory, Clock]:
+def made(now: float = 1_000_000.0) -> tuple[Asking, Clock]:
     clock = Clock(now)
-    return Memory(clock=clock, wall=clock), clock
+    return Asking(Memory(clock=clock, wall=clock)), clock
 
 
-def let(memory: Memory, *claims: Rate | Budget | Slot, holder: str = "h") -> bool:
+def let(memory: Asking, *claims: Rate | Budget | Slot, holder: str = "h") -> bool:
     return memory.admit(holder, claims).refused is None
 
 
@@ -286,7 +286,7 @@ def test_what_cannot_be_written_is_written_with_the_next_group(tmp_path: Path, c
 
 
 def test_the_engine_in_a_process_of_its_own_writes_within_a_moment(tmp_path: Path) -> None:
-    memory = Memory(Money(str(tmp_path / "money.db")))
+    memory = Asking(Memory(Money(str(tmp_path / "money.db"))))
     memory.admit("h", [Budget("b", 10, "total", 5)])
     until = time.monotonic() + 20
     while Money(str(tmp_path / "money.db")).known("b", 0) != 5:

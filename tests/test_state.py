@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,10 +18,11 @@ from typing import Any
 
 import pytest
 
-from proxy.state import Budget, Rate, Slot
+from proxy.state import StateLost
 from proxy.state.service import frame, unframe
+from tests.backends.claims import Asking, Budget, Rate, Slot
 from tests.backends.fleet import ROOT, Fleet, Told, until
-from tests.backends.redis_server import RedisServer
+from tests.backends.redis_server import RedisServer, TlsFront
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="workers need fork")
 
@@ -149,14 +152,6 @@ def test_what_is_not_named_stays_as_taken_and_an_unknown_holder_is_no_error(work
     assert left(workers[-1].call("admit", "2", [Rate(name, 10, HOUR_S, amount=0)])) == [6]
 
 
-def test_a_holder_that_is_admitted_twice_is_settled_once(workers: list[Told], name: str) -> None:
-    claim = Rate(name, 10, HOUR_S, amount=2)
-    for _ in range(2):
-        workers[0].call("admit", "1", [claim, Slot(name + " slot", 1)])
-    workers[0].call("settle", "1", {name: 3})
-    assert left(workers[-1].call("admit", "2", [claim, Slot(name + " slot", 1)])) == [5, 0]
-
-
 def test_a_fixed_window_ends_with_its_period(workers: list[Told], name: str) -> None:
     early(HOUR_S)
     claim = Rate(name, 3, HOUR_S, False)
@@ -216,12 +211,12 @@ def test_money_survives_the_end_of_all_that_counted_it(
         ]
 
 
-def kept(folder: Path, name: str) -> int | None:
+def kept(folder: Path, name: str, file: str = "mooltiproxy.db") -> int | None:
     import sqlite3
 
-    if not (folder / "mooltiproxy.db").exists():
+    if not (folder / file).exists():
         return None
-    connection = sqlite3.connect(folder / "mooltiproxy.db")
+    connection = sqlite3.connect(folder / file)
     try:
         row = connection.execute("SELECT amount FROM spent WHERE name = ?", (name,)).fetchone()
         return row[0] if row else None
@@ -283,6 +278,28 @@ def test_the_queue_is_first_come_first_served_over_all_workers(workers: list[Tol
         assert waits[at + 2].result(20)
     for worker, holder in holders[5:]:
         worker.call("leave", holder)
+
+
+def test_a_slot_of_a_queue_comes_with_an_admission_when_one_is_free_and_nobody_waits(workers: list[Told], name: str) -> None:
+    there = others(workers)
+    a, b, c, d = (next(there) for _ in range(4))
+    assert a.call("admit_to", name, 2, name + "a")
+    assert b.call("admit_to", name, 2, name + "b")
+    assert not c.call("admit_to", name, 2, name + "c")
+    assert d.call("queue", name, 2, 5, name + "d")
+    assert not d.call("wait", name + "d", 0.01)
+    a.call("settle", name + "a", {})
+    assert d.call("wait", name + "d", 20)
+    assert a.call("queue", name, 2, 5, name + "e")
+    b.call("give_back", name + "b")
+    b.call("give_back", name + "b")
+    assert a.call("wait", name + "e", 20)
+    b.call("settle", name + "b", {})
+    c.call("settle", name + "c", {})
+    assert not b.call("admit_to", name, 2, name + "f")
+    for worker, holder in ((d, "d"), (a, "e")):
+        worker.call("leave", name + holder)
+    until(lambda: c.call("admit_to", name, 2, name + f"g{time.monotonic()}"))
 
 
 def test_who_leaves_the_queue_is_passed_over(workers: list[Told], name: str) -> None:
@@ -402,10 +419,14 @@ MALFORMED: list[bytes] = [
     frame(["admit", "h", []]),
     frame(["nothing"]),
     frame(["hello"]),
-    frame(["hello", "me"]) + frame(["admit", "h", [["r", "n", "x", 1, True, 1]]]),
-    frame(["hello", "me"]) + frame(["admit", "h", [["f", "n", 1, 0, False, 1]]]),
-    frame(["hello", "me"]) + frame(["admit", "h", [["r", "n", 1, 0.0, False, 1]]]),
-    frame(["hello", "me"]) + frame(["admit", {}, [["s", "n", 1]]]),
+    frame(["hello", "me"]) + frame(["admit", "h", []], b'[[["r", "n", "x", 1, true]], [], [], null]'),
+    frame(["hello", "me"]) + frame(["admit", "h", []], b'[[["f", "n", 1, 0, false]], [], [], null]'),
+    frame(["hello", "me"]) + frame(["admit", "h", []], b'[[["r", "n", 1, 0.0, false]], [], [], null]'),
+    frame(["hello", "me"]) + frame(["admit", "h", []], b'[[], [["b", "n", 1, "day"]], [], null]'),
+    frame(["hello", "me"]) + frame(["admit", "h", ["x"]], b'[[], [["b", "n", 1, "day"]], [], null]'),
+    frame(["hello", "me"]) + frame(["admit", {}, []], b'[[], [], [["s", "n", 1]], null]'),
+    frame(["hello", "me"]) + frame(["admit", "h", []], b'[[], [], [], ["n"]]'),
+    frame(["hello", "me"]) + frame(["admit", "h", []]),
     frame(["hello", "me"]) + frame(["settle", "h", 3]),
     frame(["hello", "me"]) + frame(["fail", [], 1, 1]),
     frame(["hello", "me"]) + frame(["queue", "n", None, 1, "t"]),
@@ -427,7 +448,7 @@ def test_what_is_no_question_ends_its_connection_and_nothing_else() -> None:
             service.turn()
     try:
         service.abandon()
-        good = Client(service)
+        good = Asking(Client(service))
         good.admit("1", [Slot("n", 2)])
         for data in MALFORMED:
             with socket.socket(socket.AF_UNIX) as bad:
@@ -463,7 +484,7 @@ def test_while_redis_is_away_calls_go_as_the_configuration_says_and_it_heals(
     from proxy.state.open import open_state
 
     server = RedisServer(tmp_path)
-    state = open_state(server.url, 1, on_loss)
+    state = Asking(open_state(server.url, 1, on_loss))
     claim = Rate("r", 3, HOUR_S)
     try:
         assert state.admit("1", [claim]).standings[0].left == 2
@@ -503,12 +524,109 @@ def test_while_redis_is_away_calls_go_as_the_configuration_says_and_it_heals(
     assert sum("the shared state is lost" in line for line in told) == sum("state is back" in line for line in told) == 1
 
 
+@pytest.mark.parametrize("restarts", [True, False])
+def test_what_calls_used_while_redis_is_away_is_told_when_it_is_back_and_counts_once(tmp_path: Path, restarts: bool) -> None:
+    """Money, and slots. Redis is killed, and comes back empty; or it only does not answer for a while."""
+    from proxy.state.money import Money
+    from proxy.state.redis import Redis
+
+    server = RedisServer(tmp_path)
+    engine = Asking(Redis(server.url, Money(str(tmp_path / "money.db"), mirror=True)))
+    try:
+        claims = [Budget("b", 1000, "total", 100), Slot("s", 3)]
+        for holder in ("1", "2", "3"):
+            assert engine.admit(holder, claims).refused is None
+        engine.settle("1", {"b": 60})
+        until(lambda: kept(tmp_path, "b", "money.db") == 60)
+        server.stop() if restarts else server.freeze()
+        for holder in ("2", "3"):
+            try:
+                engine.settle(holder, {"b": 50})
+            except StateLost:
+                continue
+        with pytest.raises(StateLost):
+            engine.admit("4", claims)
+        server.start() if restarts else server.thaw()
+
+        def settled() -> bool:
+            try:
+                return engine.admit("look", [Budget("b", 1000, "total", 0), Slot("s", 3)]).standings[0].left == 840
+            except StateLost:
+                return False
+            finally:
+                with contextlib.suppress(StateLost):
+                    engine.settle("look")
+
+        until(settled)
+        answers = [engine.admit(f"late {at}", [Slot("s", 3)]).refused for at in range(4)]
+        assert [answer is None for answer in answers] == [True, True, True, False]
+    finally:
+        engine.close()
+        server.stop()
+
+
+def test_more_lost_ends_than_are_kept_are_counted_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from proxy.state.redis import UNTOLD, Redis
+
+    server = RedisServer(tmp_path)
+    engine = Asking(Redis(server.url))
+    try:
+        for at in range(UNTOLD + 7):
+            engine.admit(str(at), [Slot("s", 10**6)])
+        server.stop()
+        for at in range(UNTOLD + 7):
+            with contextlib.suppress(StateLost):
+                engine.settle(str(at))
+        server.start()
+        until(lambda: "told late" in caplog.text)
+        assert re.search(r"the ends of \d+ calls were told late, those of \d+ not at all", caplog.text)
+        late, never = map(int, re.findall(r"\d+", caplog.text.partition("the ends of ")[2])[:2])
+        assert (late, never) == (UNTOLD, 7)
+    finally:
+        engine.close()
+        server.stop()
+
+
+def test_a_redis_over_tls_counts_like_any_other(tmp_path: Path, name: str, redis_server: RedisServer) -> None:
+    front = TlsFront(redis_server, tmp_path)
+    try:
+        with Fleet(tmp_path, front.url, 2) as fleet:
+            one, other = fleet.workers
+            storms = [worker.start("storm", 32, 4, [Rate(name, 100, 60.0)]) for worker in fleet.workers]
+            assert sum(storm.result(60) for storm in storms) == 100
+            one.call("admit", "1", [Budget(name, 100, "total", 60), Slot(name, 1)])
+            assert refused(other.call("admit", "2", [Budget(name, 100, "total", 30), Slot(name, 1)])) == 1
+            one.call("settle", "1", {name: 50})
+            until(lambda: left(other.call("admit", "3", [Budget(name, 100, "total", 0)])) == [50])
+            assert one.call("queue", name, 1, 1, "a")
+            assert other.call("queue", name, 1, 1, "b")
+            one.call("leave", "a")
+            assert other.call("wait", "b", 20)
+            other.call("put", name, "data", 60.0, 1000)
+            assert one.call("get", name) == "data"
+    finally:
+        front.close()
+
+
+def test_a_redis_whose_certificate_nobody_trusts_is_away(tmp_path: Path, redis_server: RedisServer) -> None:
+    from proxy.state.redis import Redis
+
+    front = TlsFront(redis_server, tmp_path)
+    engine = Asking(Redis(front.stranger))
+    try:
+        with pytest.raises(StateLost, match="certificate verify failed"):
+            engine.admit("1", [Rate("r", 1, 1.0)])
+    finally:
+        engine.close()
+        front.close()
+
+
 def test_a_redis_that_is_not_there_costs_no_call_a_timeout(tmp_path: Path) -> None:
     from proxy.state.open import open_state
 
     server = RedisServer(tmp_path)
     server.stop()
-    state = open_state(server.url)
+    state = Asking(open_state(server.url))
     began = time.monotonic()
     for at in range(200):
         assert state.admit(str(at), [Rate("r", 1, 60.0)]).refused is None
@@ -519,10 +637,10 @@ def test_a_redis_that_is_not_there_costs_no_call_a_timeout(tmp_path: Path) -> No
 def test_every_key_in_redis_expires(redis_server: RedisServer, name: str) -> None:
     from proxy.state.redis import Redis
 
-    engine = Redis(redis_server.url)
+    engine = Asking(Redis(redis_server.url))
     try:
         engine.admit("1", [Rate(name, 5, 60.0), Rate(name, 5, 60.0, False), Budget(name, 9, "total", 1), Slot(name, 1)])
-        engine.settle("other", {})
+        engine.settle("other")
         tickets = [engine.queue(name, 1, 5, "1"), engine.queue(name, 1, 5, "2")]
         engine.fail(name, 1, None)
         engine.put(name, b"data", 60.0, 1000)

@@ -109,10 +109,32 @@ def heard(data: bytes, size: int) -> Meter:
     return meter
 
 
+@pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("size", [1, 7, 1000, 1 << 30])
 @pytest.mark.parametrize("data", EXACT)
-def test_usage_is_what_the_backend_says_with_what_was_cached(data: bytes, size: int) -> None:
-    assert heard(data, size).usage() == Usage(100, 7, 64)
+def test_usage_is_what_the_backend_says_with_what_was_cached(data: bytes, size: int, whole: bool) -> None:
+    assert heard(data, size).usage(whole) == Usage(100, 7, 64)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"content": [TOOL]},
+        {"type": "message", "input": SPOOF},
+        {"content": [TOOL], "usage": None},
+        {"content": [{"text": '"usage": {"prompt_tokens": 1, "completion_tokens": 1}}'}]},
+    ],
+)
+def test_what_only_looks_like_usage_is_none(answer: dict[str, Any]) -> None:
+    assert heard(json.dumps(answer).encode(), 1 << 30).usage(True) == Usage()
+
+
+def test_usage_is_read_where_more_follows_it_and_where_its_texts_have_braces() -> None:
+    usage = {**OPENAI, "note": "} {"}
+    for more in ({"service_tier": "default"}, {"more": [{"deep": [1]}]}, {"text": "a } brace"}):
+        for counts in (OPENAI, usage):
+            data = json.dumps({"choices": [{"message": {"content": "hi"}}], "usage": counts, **more}, indent=1).encode()
+            assert heard(data, 1 << 30).usage(True) == Usage(100, 7, 64)
 
 
 @pytest.mark.parametrize("size", [1, 5, 1 << 30])

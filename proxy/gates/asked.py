@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -28,10 +30,17 @@ MOST_OUT = {  # API → where its requests say it
     "tgi": (("parameters", "max_new_tokens"),),
     "llamacpp": (("n_predict",),),
 }
+COMMON = frozenset(("messages", "max_tokens", "stream", "stream_options", "temperature", "tools"))  # that name no model
 TIMES = (("n",), ("best_of",), ("generationConfig", "candidateCount"))  # so many answers
 IN_PATH = re.compile(r"/(?:models|deployments|engines)/([^/:?]+)")
 BASE64 = re.compile(rb"[A-Za-z0-9+/_=-]+")  # an image, a sound, when it is long; a {1024,} here would take forever
 IMAGE_BYTES, IMAGE_TOKENS = 1024, 1000  # what is that long is one, and counts so much
+
+
+@lru_cache(1024)
+def _in_path(front: str, method: str, path: str) -> tuple[str, ...]:
+    name = path_params(front, method, path).get("model")
+    return (name,) if name else tuple(unquote(name) for name in IN_PATH.findall(path))
 
 
 class Asked:
@@ -42,7 +51,7 @@ class Asked:
         self.call = relay.call
         route = route_of(self.call.front, self.call.method, self.call.path)
         self.kind = route.kind if route else None
-        self.costs = self.kind not in FREE and self.call.method not in BARE  # whether the backend counts tokens for it
+        self.costs = self.call.method not in BARE and self.kind not in FREE  # whether the backend counts tokens for it
         self._body: dict[str, Any] | None = None
         self._models: list[str] | None = None
 
@@ -64,9 +73,10 @@ class Asked:
 
     def _named(self) -> list[str]:
         call, body = self.call, self.body
-        in_path = path_params(call.front, call.method, call.path).get("model")
-        found: list[Any] = [in_path] if in_path else [unquote(name) for name in IN_PATH.findall(call.path)]
+        found: list[Any] = [*_in_path(call.front, call.method, call.path)]
         for field, value in body.items():
+            if field in COMMON:
+                continue
             name = field.casefold()  # what is written in Go does not mind the case
             if name == "model":
                 found.append(value)
@@ -84,8 +94,9 @@ class Asked:
         if not self.body:  # a form, a sound: nobody counts its bytes
             return IMAGE_TOKENS
         data = self.relay.read()
-        runs = map(len, BASE64.findall(data)) if len(data) > 4096 else ()
-        images = [size for size in runs if size >= IMAGE_BYTES]
+        if len(data) <= 4096:
+            return len(data) // 4 + 1
+        images = [size for size in map(len, BASE64.findall(data)) if size >= IMAGE_BYTES]
         return (len(data) - sum(images)) // 4 + IMAGE_TOKENS * len(images) + 1
 
     @property
@@ -94,13 +105,17 @@ class Asked:
         if self.kind == "embed" or not self.costs:
             return 0
         body = self.body
-        allowed = max(
-            [0, *[self._count(path) for path in MOST_OUT.get(self.call.front, MOST_OUT["openai"]) if path[0] in body]]
-        )
-        return (allowed or OUT_DEFAULT) * min(128, max([1, *[self._count(path) for path in TIMES if path[0] in body]]))
+        allowed = self._most(body, MOST_OUT.get(self.call.front, MOST_OUT["openai"]), OUT_DEFAULT)
+        return allowed * min(128, self._most(body, TIMES, 1))
 
-    def _count(self, path: tuple[str, ...]) -> int:
-        value: Any = self.body
+    def _most(self, body: dict[str, Any], paths: Iterable[tuple[str, ...]], default: int) -> int:
+        most = 0
+        for path in paths:
+            if path[0] in body:
+                most = max(most, self._count(body[path[0]], path[1:]))
+        return most or default
+
+    def _count(self, value: Any, path: tuple[str, ...]) -> int:
         for name in path:
             value = value.get(name) if isinstance(value, dict) else None
         return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= OUT_MOST else 0

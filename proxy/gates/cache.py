@@ -3,7 +3,8 @@
 An entry's name is a digest of all that the answer depends on: the key's name (and the client's own credentials, where they are
 passed through), the target, the path and query, the headers that go on to a backend, and the body but for what only says how it
 is to be sent. It holds what the client got: a whole answer or a stream, which is replayed as it was, or turned into the other
-form. Only answers that are whole are kept. A cache that fails is a cache that has nothing.
+form. Only answers that are whole are kept, before their last byte goes: who asks once more gets a hit. A cache that fails is a
+cache that has nothing.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import json
 import logging
 import sqlite3
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 
 from proxy import wire
 from proxy.config import CacheRule, Config
@@ -23,7 +26,7 @@ from proxy.dialects import Dialect, load, path_params, route_of
 from proxy.errors import ProxyError
 from proxy.folding import folded, hub_of_stream, unfolded
 from proxy.gates.asked import Asked
-from proxy.http1 import header_safe
+from proxy.http1 import Fields, header_safe
 from proxy.state import State, StateLost
 
 logger = logging.getLogger(__name__)
@@ -32,6 +35,7 @@ KINDS = ("chat", "text", "embed")
 HOW_SENT = frozenset(("stream", "stream_options", "caching"))  # fields that change the form of an answer alone
 LARGEST = 8 * 1024 * 1024  # bytes of one entry
 LOOK_S = 0.1  # how often a call that waits for another one's answer looks at its client
+REMEMBERED = 1024  # bodies
 WHOLE, STREAM = b"W", b"S"
 
 
@@ -64,6 +68,14 @@ class Flight:
         self.entry: bytes | None = None
 
 
+class Said(NamedTuple):
+    """What a body says that a call for the cache must know; the body itself need not be read again."""
+
+    digest: str  # of all but how its answer is to be sent
+    stream: Any
+    is_empty: bool
+
+
 class Cache:
     """One per generation; its entries outlive it where the store does. The lock guards the flights."""
 
@@ -72,7 +84,11 @@ class Cache:
         of_pools = {name: rules[member] for name in config.pools for member in config.members(name) if member in rules}
         self._rules = {**of_pools, **rules}
         self._most = config.cache.max_bytes
+        targets = {name: [config.targets[each] for each in config.members(name)] for name in self._rules}
+        self._passing = {name for name, members in targets.items() if any(each.auth == "passthrough" for each in members)}
         self.store = store
+        self._asks_others = config.cache.store != "memory"
+        self._said: OrderedDict[tuple[bytes, str | None], Said] = OrderedDict()  # digest of a body, its type → what it says
         self._lock = threading.Lock()
         self._flights: dict[str, Flight] = {}
 
@@ -86,31 +102,61 @@ class Cache:
         if rule is None or asked.kind not in KINDS or asked.call.method != "POST":
             go_on()
             return
-        wanted = self._wanted(asked, rule)
-        if not wanted:
+        said = self._wanted(asked, rule)
+        if said is None:
             _say(asked, "off")
             go_on()
             return
-        asked.relay.request.headers["accept-encoding"] = "identity"  # what is kept is read here
-        name = name_of(asked)
-        with _pausing(asked):
+        name = self._name(asked, said)
+        if self._asks_others:
+            with _pausing(asked):
+                entry = self._get(name)
+        else:
             entry = self._get(name)
         if self._replay(asked, entry):
             return
+        asked.relay.request.headers["accept-encoding"] = "identity"  # what is kept is read here
         if asked.call.streams:
             self._ask(asked, name, rule, go_on)
         else:
             self._share(asked, name, rule, go_on)
 
-    def _wanted(self, asked: Asked, rule: CacheRule) -> bool:
-        """Whether this call wants the cache; what it says of that is not the backend's to see."""
-        front, body = load(asked.call.front), asked.body
-        asked.call.streams = _streams(front, asked)
-        if "caching" not in body:
-            return rule.default and bool(body)
-        given = body["caching"]
-        asked.relay.use_body(wire.dumps({name: value for name, value in body.items() if name != "caching"}))
-        return given if isinstance(given, bool) else rule.default
+    def _wanted(self, asked: Asked, rule: CacheRule) -> Said | None:
+        """What this call's body says, if it wants the cache; what it says of that is not the backend's to see."""
+        kind = asked.relay.request.headers.get("content-type")
+        seen = (hashlib.sha256(asked.relay.read()).digest(), kind)
+        said = self._said.get(seen)
+        if said is None:
+            body = asked.body
+            said = Said(_digest(body), body.get("stream"), not body)
+            if "caching" in body:
+                asked.relay.use_body(wire.dumps({name: value for name, value in body.items() if name != "caching"}))
+                given = body["caching"]
+                asked.call.streams = _streams(asked, said)
+                return said if (given if isinstance(given, bool) else rule.default) else None
+            self._said[seen] = said
+            if len(self._said) > REMEMBERED:
+                self._said.popitem(last=False)
+        asked.call.streams = _streams(asked, said)
+        return said if rule.default and not said.is_empty else None
+
+    def _name(self, asked: Asked, said: Said) -> str:
+        """The name of the entry for a call: a digest of all that its answer depends on."""
+        call, given = asked.call, asked.relay.request.headers
+        headers = [(name, given[name]) for name in _forwarded(call.front) if name in given]
+        own = asked.relay.generation.keys.passed_through(given) if asked.choice.target in self._passing else {}
+        choice = (asked.choice.target, asked.choice.model)
+        parts = (
+            call.key_name,
+            sorted(own.items()),
+            choice,
+            call.front,
+            _form_free(call.path),
+            call.query,
+            headers,
+            said.digest,
+        )
+        return "cache " + hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
     def _share(self, asked: Asked, name: str, rule: CacheRule, go_on: Callable[[], None]) -> None:
         """The first of several that ask the same at once asks the backend; the others take its answer, or go on alone."""
@@ -133,26 +179,17 @@ class Cache:
 
     def _ask(self, asked: Asked, name: str, rule: CacheRule, go_on: Callable[[], None]) -> bytes | None:
         """Lets the backend answer; the entry that was kept, if any."""
-        reply, size = asked.relay.reply, 0
-        pieces: list[bytes] = []
-
-        def hear(piece: bytes) -> None:
-            nonlocal size
-            size += len(piece)
-            if size <= LARGEST:
-                pieces.append(bytes(piece))
-
-        reply.heard = (*reply.heard, hear)
         _say(asked, "miss")
+        keeping = Keeping(asked, lambda entry: self._put(asked, name, entry, rule.ttl_s))
         go_on()
-        entry = entry_of(asked, b"".join(pieces)) if size <= LARGEST else None
-        if entry is not None:
-            try:
-                with _pausing(asked):
-                    self.store.put(name, entry, rule.ttl_s, self._most)
-            except (StateLost, ProxyError, sqlite3.Error, OSError) as fault:
-                logger.warning("%s: the answer was not kept: %s", asked.call.id, fault)
-        return entry
+        return keeping.entry
+
+    def _put(self, asked: Asked, name: str, entry: bytes, ttl_s: float) -> None:
+        try:
+            with _pausing(asked) if self._asks_others else nullcontext():
+                self.store.put(name, entry, ttl_s, self._most)
+        except (StateLost, ProxyError, sqlite3.Error, OSError) as fault:
+            logger.warning("%s: the answer was not kept: %s", asked.call.id, fault)
 
     def _get(self, name: str) -> bytes | None:
         try:
@@ -167,7 +204,7 @@ class Cache:
             return False
         call, reply, front = asked.call, asked.relay.reply, load(asked.call.front)
         head, _, body = entry[1:].partition(b"\n")
-        call.model_served = json.loads(head)
+        call.model_served = None if head == b"null" else json.loads(head)
         as_stream = call.streams
         if as_stream != entry.startswith(STREAM):
             body = _as_stream(front, asked, body) if as_stream else _as_whole(front, asked, body)
@@ -184,18 +221,60 @@ class Cache:
         return True
 
 
-def name_of(asked: Asked) -> str:
-    """The name of the entry for a call: a digest of all that its answer depends on."""
-    relay, call = asked.relay, asked.call
-    given = relay.request.headers
-    headers = {name: given[name] for name in sorted(load(call.front).forward) if name in given}
-    config = relay.generation.config
-    passing = any(config.targets[name].auth == "passthrough" for name in config.members(asked.choice.target))
-    own = relay.generation.keys.passed_through(given) if passing else {}
-    body = {name: value for name, value in asked.body.items() if name not in HOW_SENT}
-    parts = [call.key_name, own, asked.choice.target, asked.choice.model, call.front, _form_free(call.path), call.query]
-    text = json.dumps([*parts, headers, body], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return "cache " + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+class Keeping:
+    """Hears the reply to one call, and keeps it when it is whole: before its last bytes go to the client, and without holding
+    anything else back. It takes the place of the reply's `whole`, `end` and `pump`."""
+
+    def __init__(self, asked: Asked, keep: Callable[[bytes], None]) -> None:
+        self._asked, self._keep_entry = asked, keep
+        self.entry: bytes | None = None
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._over = False
+        reply = asked.relay.reply
+        self._whole, self._end = reply.whole, reply.end
+        reply.heard = (*reply.heard, self._hear)
+        for name in ("whole", "end", "pump"):
+            setattr(reply, name, getattr(self, name))
+
+    def _hear(self, piece: bytes) -> None:
+        self._size += len(piece)
+        if self._size <= LARGEST:
+            self._pieces.append(bytes(piece))
+
+    def _keep(self, status: int) -> None:
+        if not self._over and self._size <= LARGEST:
+            self._over = True
+            self.entry = entry_of(self._asked, status, b"".join(self._pieces))
+            if self.entry is not None:
+                self._keep_entry(self.entry)
+
+    def whole(self, status: int, fields: Fields, body: bytes) -> None:
+        """See Reply."""
+        self._hear(body)
+        self._keep(status)
+        self._whole(status, fields, body)
+
+    def end(self) -> None:
+        """See Reply."""
+        self._keep(self._asked.call.status)
+        self._end()
+
+    def pump(self, body: Any) -> bool:
+        """See Reply: the pump's one thread must not wait for a store, with all other streams behind it."""
+        return False
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    told = {name: value for name, value in body.items() if name not in HOW_SENT}
+    text = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@lru_cache(None)
+def _forwarded(front: str) -> list[str]:
+    """The headers that may go on to a backend of that API."""
+    return sorted(load(front).forward)
 
 
 def _form_free(path: str) -> str:
@@ -203,10 +282,10 @@ def _form_free(path: str) -> str:
     return path.replace(":streamGenerateContent", ":generateContent")
 
 
-def entry_of(asked: Asked, body: bytes) -> bytes | None:
+def entry_of(asked: Asked, status: int, body: bytes) -> bytes | None:
     """What is kept of an answer; None of one that is an error, or not whole."""
     call = asked.call
-    if call.status != 200 or call.error is not None or not _is_whole(asked, body):
+    if status != 200 or call.error is not None or not _is_whole(asked, body):
         return None
     return (STREAM if call.streams else WHOLE) + wire.dumps(call.model_served) + b"\n" + body
 
@@ -242,20 +321,20 @@ def _cfg(asked: Asked) -> Mapping[str, Any]:
     return {"id": call.id, "now": call.now, "kind": asked.kind, "params": params, "query": call.query, "request": asked.body}
 
 
-def _streams(front: Dialect, asked: Asked) -> bool:
-    route = route_of(asked.call.front, asked.call.method, asked.call.path)
+def _streams(asked: Asked, said: Said) -> bool:
     if asked.kind == "embed":
         return False
+    route = route_of(asked.call.front, asked.call.method, asked.call.path)
     if route is not None and route.stream is not None:
         return route.stream
-    given = asked.body.get("stream")
-    return front.stream_default if given is None else given is True
+    return load(asked.call.front).stream_default if said.stream is None else said.stream is True
 
 
 def _say(asked: Asked, what: str) -> None:
-    asked.call.cache = what
     reply = asked.relay.reply
-    reply.extra = [*(pair for pair in reply.extra if pair[0] != "x-mooltiproxy-cache"), ("x-mooltiproxy-cache", what)]
+    others = [pair for pair in reply.extra if pair[0] != "x-mooltiproxy-cache"] if asked.call.cache else reply.extra
+    reply.extra = [*others, ("x-mooltiproxy-cache", what)]
+    asked.call.cache = what
 
 
 def _pausing(asked: Asked) -> AbstractContextManager[None]:

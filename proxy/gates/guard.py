@@ -100,7 +100,7 @@ class Guard:
         self._deny = [(f"guard.deny[{n}]", re.compile(text)) for n, text in enumerate(deny) if not _named(text, function)]
         self._redact = [re.compile(text) for text in redact]
         self._patterns = [pattern for _, pattern in self._deny] + self._redact
-        self._plain = [not LOOKS_AROUND.search(pattern.pattern) for pattern in self._patterns]
+        self._all_plain = not any(LOOKS_AROUND.search(pattern.pattern) for pattern in self._patterns)
         self._address = lru_cache(1024)(self._must_pass_decoded)  # an address that is refused is not remembered
 
     def watch(self, relay: Relay) -> None:
@@ -112,14 +112,15 @@ class Guard:
             if text not in ("/", ""):
                 self._address(text)
         relay.read()
-        kind = request.headers.get("content-type", "")
+        kind, has_functions = request.headers.get("content-type", ""), bool(self._functions)
         if self._functions and call.waits:
             call.waits.step_aside()
         inner = relay.leaves
 
         def leaves(body: Any) -> Any:
             if body:
-                body = self.passed(body, kind, {"key_name": call.key_name, "path": call.path, "target": call.target})
+                facts = {"key_name": call.key_name, "path": call.path, "target": call.target} if has_functions else {}
+                body = self.passed(body, kind, facts)
             return inner(body) if inner else body
 
         relay.leaves = leaves
@@ -149,7 +150,7 @@ class Guard:
         return mark.join([self._text(part, main, facts) for part in parts])
 
     def _json(self, body: bytes, facts: Mapping[str, Any]) -> bytes:
-        coding = json.detect_encoding(body)
+        coding = "utf-8" if body[:1] == b"{" and body[1:2] != b"\0" else json.detect_encoding(body)  # mostly
         text = body.decode(coding, "surrogateescape" if coding.startswith("utf-8") else "replace")
         for name, function in self._functions:
             self._ask(name, function, _value(text), facts)
@@ -177,7 +178,12 @@ class Guard:
 
     def _may_match(self, text: str) -> bool:
         """False when none of the patterns can match in any part of a text."""
-        return any(not plain or matches(pattern, text) for plain, pattern in zip(self._plain, self._patterns, strict=True))
+        if not self._all_plain or len(text) > WINDOW:
+            return not self._all_plain or any(matches(pattern, text) for pattern in self._patterns)
+        for pattern in self._patterns:  # noqa: SIM110 - twice as fast as `any`; one pattern of them all would be slower still:
+            if pattern.search(text):  # `re` looks fast for a literal beginning, and not for one of several
+                return True
+        return False
 
     def _text(self, part: bytes, kind: str, facts: Mapping[str, Any]) -> bytes:
         """A body that is no JSON, or a part of it; redacted where it is text."""

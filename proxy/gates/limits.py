@@ -11,10 +11,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from posixpath import normpath
-from types import TracebackType
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from proxy.call import Call
@@ -23,16 +22,16 @@ from proxy.errors import ClientGone, Refused
 from proxy.gates.asked import Asked
 from proxy.gates.include_usage import asked_too
 from proxy.gates.names import ByName
+from proxy.gates.queue import line_name
 from proxy.gates.usage import Meter, Usage
 from proxy.http1 import Fields
 from proxy.routing import Paths
-from proxy.state import Budget, Claim, Rate, Slot, Standing, State, Verdict
+from proxy.state import UNCOUNTED, Budget, Claim, Line, Plan, Rate, Slot, State, Ticket, Verdict
 from proxy.state.open import Guarded
 
 UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 FREE = ("demo://", "command://")  # targets that cost nothing
 NOTHING = Price(0, 0, 0)
-AT_ONCE: AbstractContextManager[None] = nullcontext()
 KINDS = ("requests", "tokens")
 RATE_FIELDS = frozenset(f"x-ratelimit-{what}-{kind}" for kind in KINDS for what in ("limit", "remaining", "reset")) | {
     f"anthropic-ratelimit-{kind}-{what}"
@@ -43,12 +42,38 @@ CODE = "rate_limit_exceeded"
 SLOT_PATIENCE_S = 0.05  # a call's slot comes back a moment after its client has got its end
 
 
+class Terms(NamedTuple):
+    """What the calls of a key to a target on a path are held against, and what they are told of it."""
+
+    plan: Plan
+    charged: tuple[tuple[bool, int], ...]  # of each charge: whether it is money, its limit
+    told: tuple[tuple[str, tuple[int, ...]], ...]  # kind → the places of its rates in the plan, of which the tightest is told
+
+    @classmethod
+    def of(
+        cls, rates: tuple[Rate, ...], charged: tuple[Rate | Budget, ...], slots: tuple[Slot, ...], line: Line | None
+    ) -> Terms:
+        """For these claims."""
+        tokens = tuple(at for at, claim in enumerate(charged, len(rates)) if isinstance(claim, Rate))
+        told = (("requests", tuple(range(len(rates)))), ("tokens", tokens))
+        kinds = tuple((isinstance(claim, Budget), claim.limit) for claim in charged)
+        return cls(Plan(rates, charged, slots, line), kinds, tuple(pair for pair in told if pair[1]))
+
+    def reserved(self, tokens: int, cost: int) -> list[int]:
+        """Nobody reserves more than the limit: what is that large fits when nothing else is running."""
+        return [min(limit, cost if is_money else tokens) for is_money, limit in self.charged]
+
+    def used(self, tokens: int, cost: int) -> list[int]:
+        """What it was in the end."""
+        return [cost if is_money else tokens for is_money, _ in self.charged]
+
+
 class Limits:
     """The claims of every call, made of the configuration once."""
 
     def __init__(self, config: Config, state: State, clock: Callable[[], float] = time.time) -> None:
         self.state, self.clock = state, clock
-        self._asks_others = isinstance(state, Guarded)  # a round trip
+        self.asks_others = isinstance(state, Guarded)  # a round trip: others may compute meanwhile
         limits = config.limits
         self._moving = limits is None or limits.strategy == "moving-window"
         self._everyone = self._rates("limits.global", limits.everyone if limits else ())
@@ -58,75 +83,73 @@ class Limits:
                 for path, rates in (limits.paths if limits else {}).items()
             ]
         )
+        self._has_paths = bool(limits and limits.paths)
         self._targets = {name: self._rates(f"targets.{name}.limits", each.limits) for name, each in config.targets.items()}
-        self.by_attempt = {} if not (config.pools or any(each.fallback for each in config.targets.values())) else self._targets
+        joint = bool(config.pools or any(each.fallback for each in config.targets.values()))
+        self.by_attempt = {name: Plan(rates) for name, rates in self._targets.items() if joint and rates}
         self._keys = {name: self._rates(f"keys.{name}.limits", key.limits) for name, key in config.keys.items()}
         self._charged = {name: tuple(self._charges(key)) for name, key in config.keys.items()}
         self._slots = {
             name: (Slot(f"keys.{name}.concurrency", key.concurrency),) if key.concurrency else ()
             for name, key in config.keys.items()
         }
-        self._always = lru_cache(4096)(self._of_key_and_target)
+        self._lines = {
+            name: Line(line_name(name), each.queue.concurrency) for name, each in config.targets.items() if each.queue
+        }
+        self._known: dict[tuple[Claim | Line | None, ...], Terms] = {}  # of all paths, those that differ
+        self._terms = lru_cache(4096)(self._terms_of)
         self._prices = ByName(config.prices)
         self._free = {name for name, target in config.targets.items() if target.url.startswith(FREE)}
         self.prices_all = bool(config.prices)
 
-    def elsewhere(self, call: Call) -> AbstractContextManager[None]:
-        """Around what asks the state: where another process keeps it, others may compute meanwhile."""
-        return call.waits.pausing() if self._asks_others and call.waits else AT_ONCE
-
     def _rates(self, where: str, rates: Rates) -> tuple[Rate, ...]:
         return tuple(Rate(f"{where} {period_s:g}", limit, period_s, self._moving) for limit, period_s in rates)
 
-    def admit(self, asked: Asked) -> Admission:
-        """Takes what the call needs, or raises Refused: 429 with what is left and when; 403 for a model without a price."""
+    def admit(self, asked: Asked) -> Admission | None:
+        """Takes what the call needs, or raises Refused: 429 with what is left and when; 403 for a model without a price.
+        None: there is nothing to count. Whoever gets an Admission ends it."""
         call, key = asked.call, asked.key
-        rates = self._always(key.name if key else None, asked.choice.target)
-        if self._paths.exact or self._paths.patterns:
-            path = unquote(call.path)
-            found = self._paths.find(call.method, path) or self._paths.find(call.method, "/" + normpath(path).lstrip("/"))
-            rates += found[0] if found else ()
-        charged = bool(key and self._charged[key.name])
+        terms = self._terms(key.name if key else None, asked.choice.target, call.method, call.path if self._has_paths else "")
+        charges = bool(terms.charged)
         price = self._price(asked) if self.prices_all or (key and key.budget) else NOTHING
-        claims: list[Claim] = [*rates]
-        if key is not None:
-            if charged:
-                tokens_in, most_out = asked.prompt_tokens, asked.most_out
-                claims += self._reserved(key, tokens_in + most_out, price.cost(tokens_in, 0, most_out))
-            claims += self._slots[key.name]
-        admission = Admission(self, asked, price, len(rates), claims)
+        admission = Admission(self, asked, price, terms)
         if self.by_attempt:
             admission.count_attempts()
-        if self.prices_all or charged:
+        if self.prices_all or charges:
             admission.listen()
-        if claims:
-            admission.take()
+        if terms.plan.claims:
+            tokens_in, most_out = (asked.prompt_tokens, asked.most_out) if charges else (0, 0)
+            cost = 0 if price is NOTHING else price.cost(tokens_in, 0, most_out)
+            admission.take(terms.reserved(tokens_in + most_out, cost) if charges else ())
         return admission
 
-    def _of_key_and_target(self, key: str | None, target: str) -> tuple[Rate, ...]:
-        own = self._keys[key] if key else ()
-        return self._everyone + own + (() if self.by_attempt else self._targets[target])
+    def _terms_of(self, key: str | None, target: str, method: str, path: str) -> Terms:
+        rates = self._everyone + (self._keys[key] if key else ())
+        if not self.by_attempt:
+            rates += self._targets.get(target, ())
+        if self._has_paths:
+            path = unquote(path)
+            found = self._paths.find(method, path) or self._paths.find(method, "/" + normpath(path).lstrip("/"))
+            rates += found[0] if found else ()
+        charged, slots = (self._charged[key], self._slots[key]) if key else ((), ())
+        line = self._lines.get(target) if rates or charged or slots else None  # else it is asked for when it is needed
+        claims = (*rates, *charged, *slots, line)
+        return self._known.get(claims) or self._known.setdefault(claims, Terms.of(rates, charged, slots, line))
 
-    def standings(self, key: Key) -> Sequence[Standing]:
-        """How the limits and the budget of a key stand now; nothing is taken."""
-        claims = [*(rate._replace(amount=0) for rate in self._keys[key.name]), *self._reserved(key, 0, 0)]
+    def standings(self, key: Key) -> Sequence[tuple[Claim, int, float]]:
+        """How the limits and the budget of a key stand now: of each what is left, and in how many seconds all of it is back.
+        Nothing is taken."""
+        claims = (*self._keys[key.name], *self._charged[key.name])
         holder = f"look {os.urandom(8).hex()}"
-        standings = self.state.admit(holder, claims).standings if claims else ()
-        self.state.settle(holder, {})
-        return standings
+        verdict = self.state.admit(holder, Plan((), claims), (0,) * len(claims)) if claims else UNCOUNTED
+        self.state.settle(holder)
+        return list(zip(claims, verdict.left, verdict.reset_s, strict=False))
 
     def _charges(self, key: Key) -> Iterator[Rate | Budget]:
-        yield from (rate._replace(amount=0) for rate in self._rates(f"keys.{key.name}.tokens", key.tokens))
+        yield from self._rates(f"keys.{key.name}.tokens", key.tokens)
         if key.budget:
             limit, period = key.budget
             yield Budget(f"keys.{key.name}.budget {period}", limit, period)
-
-    def _reserved(self, key: Key, tokens: int, cost: int) -> list[Claim]:
-        """Nobody reserves more than the limit: what is that large fits when nothing else is running."""
-        return [
-            claim._replace(amount=min(claim.limit, cost if isinstance(claim, Budget) else tokens))
-            for claim in self._charged[key.name]
-        ]
 
     def _price(self, asked: Asked) -> Price:
         """What the call's model costs; of several the dearest. A key with a budget may not use what has no price."""
@@ -151,29 +174,61 @@ class Limits:
         return self._prices.get(call.model_served or call.model_asked or "") or reserved
 
 
-class Admission:
-    """One call's claims, from `take` to the end of the `with`, which settles them: once, whatever happens."""
+class Came:
+    """The ticket of a slot that came with an admission, and goes with its settlement at the latest."""
 
-    def __init__(self, limits: Limits, asked: Asked, price: Price, requests: int, claims: list[Claim]) -> None:
-        self._limits, self._asked, self._price = limits, asked, price
-        self._requests, self._claims = requests, claims
+    def __init__(self, state: State, holder: str) -> None:
+        self._state, self._holder = state, holder
+
+    def wait(self, timeout_s: float) -> bool:
+        """See Ticket."""
+        return True
+
+    def leave(self) -> None:
+        """See Ticket."""
+        self._state.leave(self._holder)
+
+
+class Admission:
+    """One call's claims, from `take` to `end`, which settles them: once, whatever happens."""
+
+    def __init__(self, limits: Limits, asked: Asked, price: Price, terms: Terms) -> None:
+        self._limits, self._asked, self._price, self._terms = limits, asked, price, terms
         self._meter: Meter | None = None
         self._sent = False
-        self._counts = bool(claims)  # the state knows of this call
+        self._taken = False  # the state waits to be told of this call's end
+        self.ticket: Ticket | None = None  # of the slot in its target's queue that came with the admission
 
-    def take(self) -> None:
+    def _admit(self, plan: Plan, amounts: Sequence[int] = ()) -> Verdict:
+        limits, call = self._limits, self._asked.call
+        if not limits.asks_others or call.waits is None:
+            return limits.state.admit(call.id, plan, amounts)
+        with call.waits.pausing():
+            return limits.state.admit(call.id, plan, amounts)
+
+    def take(self, amounts: Sequence[int]) -> None:
         """Raises Refused (429)."""
-        state, call = self._limits.state, self._asked.call
-        with self._limits.elsewhere(call):
-            verdict = state.admit(call.id, self._claims)
+        plan = self._terms.plan
+        verdict = self._admit(plan, amounts)
+        if verdict.refused >= 0:
+            verdict = self._after_a_moment(verdict, amounts)
+        if verdict.left:
+            self._tell(verdict)
+        if verdict.refused >= 0:
+            raise self._refusal(plan.claims[verdict.refused], verdict.retry_after_s)
+        self._taken = plan.settles
+        if verdict.place:
+            self.ticket = Came(self._limits.state, self._asked.call.id)
+
+    def _after_a_moment(self, verdict: Verdict, amounts: Sequence[int]) -> Verdict:
+        """Where only a slot was missing: once more, until it is back."""
+        plan, waits = self._terms.plan, self._asked.call.waits
         until = time.monotonic() + SLOT_PATIENCE_S
-        while isinstance(verdict.refused, Slot) and call.waits and time.monotonic() < until:
-            with call.waits.pausing():
+        while waits and verdict.refused >= 0 and isinstance(plan.claims[verdict.refused], Slot) and time.monotonic() < until:
+            with waits.pausing():
                 time.sleep(0.01)
-                verdict = state.admit(call.id, self._claims)
-        self._tell(verdict)
-        if verdict.refused is not None:
-            raise self._refusal(verdict.refused, verdict.retry_after_s)
+            verdict = self._admit(plan, amounts)
+        return verdict
 
     def count_attempts(self) -> None:
         """A target's own limits, where others can stand in for it: asked when its turn comes, once."""
@@ -181,21 +236,19 @@ class Admission:
 
         def leaves(body: object) -> object:
             target = self._asked.call.target or ""
-            rates = limits.by_attempt.get(target, ()) if target not in seen else ()
+            plan = limits.by_attempt.get(target) if target not in seen else None
             seen.add(target)
-            if rates:
-                self._counts = True
-                with limits.elsewhere(self._asked.call):
-                    verdict = limits.state.admit(self._asked.call.id, rates)
-                if verdict.refused is not None:
-                    raise self._refusal(verdict.refused, verdict.retry_after_s)
+            if plan is not None:
+                verdict = self._admit(plan)
+                if verdict.refused >= 0:
+                    raise self._refusal(plan.claims[verdict.refused], verdict.retry_after_s)
             return inner(body) if inner else body
 
         relay.leaves = leaves
 
     def listen(self) -> None:
         """What the backend answers is counted; where the call is charged, a stream is asked to tell its usage."""
-        relay, key = self._asked.relay, self._asked.key
+        relay = self._asked.relay
         meter = self._meter = Meter()
         relay.hears = (*relay.hears, meter.hear)
         relay.request.headers["accept-encoding"] = "identity"
@@ -203,36 +256,42 @@ class Admission:
 
         def leaves(body: object) -> object:
             self._sent = True
-            meter.forget()  # what another attempt was answered is not what is served
+            if meter.size:
+                meter.forget()  # what another attempt was answered is not what is served
             return inner(body) if inner else body
 
         relay.leaves = leaves
-        if key and (key.tokens or key.budget):
+        if self._terms.charged:
             asked_too(self._asked)
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        actual: dict[str, int] = {}
+    def end(self, error: BaseException | None) -> None:
+        """The call has ended, with that fault."""
+        used: Sequence[int] = ()
         if self._meter is not None:
-            call, used = self._asked.call, self._used(self._meter, error)
-            tokens_in, tokens_out = used.tokens_in or 0, used.tokens_out or 0
-            cost = self._limits.price_of(call, self._price).cost(tokens_in, used.cached or 0, tokens_out)
-            call.tokens_in, call.tokens_out, call.tokens_cached = used.tokens_in, used.tokens_out, used.cached
+            call, seen = self._asked.call, self._used(self._meter, error)
+            tokens_in, tokens_out = seen.tokens_in or 0, seen.tokens_out or 0
+            price = self._limits.price_of(call, self._price) if self._limits.prices_all else NOTHING
+            cost = 0 if price is NOTHING else price.cost(tokens_in, seen.cached or 0, tokens_out)
+            call.tokens_in, call.tokens_out, call.tokens_cached = seen.tokens_in, seen.tokens_out, seen.cached
             call.cost = cost / 1e6 if self._limits.prices_all else None
-            for claim in self._claims[self._requests :]:
-                actual[claim.name] = cost if isinstance(claim, Budget) else tokens_in + tokens_out
-        if self._counts:
-            with self._limits.elsewhere(self._asked.call):
-                self._limits.state.settle(self._asked.call.id, actual)
+            used = self._terms.used(tokens_in + tokens_out, cost)
+        if self._taken:
+            self._settle(used)
+
+    def _settle(self, used: Sequence[int]) -> None:
+        limits, call = self._limits, self._asked.call
+        if not limits.asks_others or call.waits is None:
+            limits.state.settle(call.id, used)
+        else:
+            with call.waits.pausing():
+                limits.state.settle(call.id, used)
 
     def _used(self, meter: Meter, error: BaseException | None) -> Usage:
         """What the backend told; where it did not, or not yet, what was sent and what has come until then."""
         asked, reply = self._asked, self._asked.relay.reply
         if not asked.costs:
             return Usage()
-        used = meter.usage() if meter.size else Usage()
+        used = meter.usage(error is None) if meter.size else Usage()
         left = isinstance(error, (ClientGone, OSError))
         failed = asked.call.status >= 400 if error is None else not (left or reply.content)
         told = used.tokens_in is not None and used.tokens_out is not None
@@ -244,28 +303,26 @@ class Admission:
     # --- what the client is told
     def _tell(self, verdict: Verdict) -> None:
         """The tightest limit of requests and of tokens, as the client's API names such fields."""
-        relay = self._asked.relay
-        standings = verdict.standings
-        requests = standings[: self._requests]
-        tokens = [each for each in standings[self._requests :] if isinstance(each.claim, Rate)]
+        relay, claims, left = self._asked.relay, self._terms.plan.claims, verdict.left
         own: Fields = []
-        for kind, found in zip(KINDS, (requests, tokens), strict=True):
-            if found:
-                tight = found[0] if len(found) == 1 else min(found, key=lambda each: each.left / each.claim.limit)
-                own += self._fields(kind, tight)
+        for kind, places in self._terms.told:
+            tight = places[0]
+            if len(places) > 1:
+                shares = [left[at] / claims[at].limit for at in places]
+                tight = places[shares.index(min(shares))]
+            own += self._fields(kind, claims[tight].limit, left[tight], verdict.reset_s[tight])
         if own:
             relay.reply.extra = [*relay.reply.extra, *own]
             relay.not_down = _and_rates(relay.not_down)
 
-    def _fields(self, kind: str, tight: Standing) -> Fields:
-        limit, left, reset_s = str(tight.claim.limit), str(tight.left), tight.reset_s
+    def _fields(self, kind: str, limit: int, left: int, reset_s: float) -> Fields:
         if self._asked.call.front == "anthropic":
             when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(math.ceil(self._limits.clock() + reset_s)))
             name = f"anthropic-ratelimit-{kind}"
-            return [(f"{name}-limit", limit), (f"{name}-remaining", left), (f"{name}-reset", when)]
+            return [(f"{name}-limit", str(limit)), (f"{name}-remaining", str(left)), (f"{name}-reset", when)]
         return [
-            (f"x-ratelimit-limit-{kind}", limit),
-            (f"x-ratelimit-remaining-{kind}", left),
+            (f"x-ratelimit-limit-{kind}", str(limit)),
+            (f"x-ratelimit-remaining-{kind}", str(left)),
             (f"x-ratelimit-reset-{kind}", span(reset_s)),
         ]
 

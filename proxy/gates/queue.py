@@ -34,10 +34,15 @@ def busy(message: str) -> ProxyError:
     return ProxyError(message, status=503, code="busy", headers=(("retry-after", str(RETRY_S)),))
 
 
+def line_name(target: str) -> str:
+    """What a target's queue is called in the state."""
+    return f"target {target}"
+
+
 def join(state: State, name: str, line: Line, call: Call) -> Ticket:
     """Waits for one of the slots of the target of that name. Raises ProxyError (503) when the queue is full or it takes too
     long, ClientGone. Whoever gets a ticket leaves it."""
-    ticket = state.queue(f"target {name}", line.concurrency, line.size, call.id)
+    ticket = state.queue(line_name(name), line.concurrency, line.size, call.id)
     if ticket is None:
         raise busy(f"target {name!r} is busy, and {line.size} calls are waiting for it already")
     try:

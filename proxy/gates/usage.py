@@ -18,6 +18,7 @@ HEAD = 8 * 1024  # bytes of an answer's beginning that are kept
 TAIL = 32 * 1024  # of its end
 WHOLE = 1024 * 1024  # an answer up to this length is kept whole, unless it is a stream
 TELLS = re.compile(rb'"(?:usage|usageMetadata|prompt_eval_count|tokens_predicted|generated_tokens)"\s*:\s*[{0-9]')
+LAST = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})[^{}\[\]]*\}\s*\Z')  # the outermost object's
 STARTED = ("message", "usage")  # Anthropic's message_start
 PLACES = (  # of an event or an answer, where the counts stand
     ("usage",),
@@ -87,25 +88,32 @@ def _first(counts: Mapping[str, Any], paths: Iterable[tuple[str, ...]]) -> int |
 
 
 def _sum(counts: Mapping[str, Any], paths: Iterable[tuple[str, ...]]) -> int:
-    return sum([_count(counts, path) or 0 for path in paths if path[0] in counts])
+    total = 0
+    for path in paths:
+        if path[0] in counts:
+            total += _count(counts, path) or 0
+    return total
 
 
 def told(event: Any) -> Usage:
     """What an answer, or one event of a stream, tells."""
     for place in PLACES if isinstance(event, dict) else ():
         counts = event.get(place[0]) if len(place) == 1 else _at(event, place)
-        if not isinstance(counts, dict):
-            continue
-        tokens_in, tokens_out = _first(counts, IN), _first(counts, OUT)
-        if tokens_in is not None:
-            tokens_in += _sum(counts, BESIDE_IN)
-        if place == STARTED:  # what comes out is told at the end
-            tokens_out = None
-        elif beside := _sum(counts, BESIDE_OUT):
-            tokens_out = (tokens_out or 0) + beside
-        if tokens_in is not None or tokens_out is not None:
-            return Usage(tokens_in, tokens_out, _first(counts, CACHED))
+        if isinstance(counts, dict):
+            found = of_counts(counts, place == STARTED)
+            if found.known:
+                return found
     return Usage()
+
+
+def of_counts(counts: Mapping[str, Any], started: bool = False) -> Usage:
+    """What counts tell. started: what comes out is told at the end."""
+    tokens_in, tokens_out = _first(counts, IN), None if started else _first(counts, OUT)
+    if tokens_in is not None:
+        tokens_in += _sum(counts, BESIDE_IN)
+    if not started and (beside := _sum(counts, BESIDE_OUT)):
+        tokens_out = (tokens_out or 0) + beside
+    return Usage(tokens_in, tokens_out, _first(counts, CACHED))
 
 
 class Meter:
@@ -116,19 +124,17 @@ class Meter:
 
     def forget(self) -> None:
         """Another answer is coming."""
-        self.size = 0
-        self._lines = 0
+        self.size = self._lines = self._kept = 0
         self._head = b""
         self._parts: list[bytes] = []
-        self._kept = 0
         self._streams: bool | None = None
 
     def hear(self, piece: bytes) -> None:
         """The next bytes."""
         self.size += len(piece)
         if len(self._head) < HEAD:
-            self._head += piece[: HEAD - len(self._head)]
-            self._streams = self._head.lstrip()[:1] not in (b"{", b"[", b"")
+            self._head = head = self._head + piece[: HEAD - len(self._head)]
+            self._streams = head[:1] != b"{" and head.lstrip()[:1] not in (b"{", b"[", b"")
         self._lines += piece.count(b"\n")
         self._parts.append(piece)
         self._kept += len(piece)
@@ -136,10 +142,15 @@ class Meter:
             self._parts = [b"".join(self._parts)[-TAIL:]]
             self._kept = len(self._parts[0])
 
-    def usage(self) -> Usage:
-        """What the answer tells, as far as it has come."""
-        data = b"".join(self._parts)
+    def usage(self, whole: bool = False) -> Usage:
+        """What the answer tells, as far as it has come. whole: to its end."""
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         if not self._streams and self._kept == self.size:
+            at = data.rfind(b'"usage"') if whole else -1  # no text can hold that: its quotes would be escaped
+            if at >= 0 and (last := LAST.match(data, at)):  # the common case: the rest need not be read
+                found = self._of_counts(last[1])
+                if found.tokens_in is not None and found.tokens_out is not None:
+                    return found
             try:
                 value = wire.loads(data)
             except ValueError:  # lines of JSON, or cut off
@@ -151,6 +162,12 @@ class Meter:
                 found.fill(told(each))
             return found
         return self._of_lines(data)
+
+    def _of_counts(self, data: bytes) -> Usage:
+        try:
+            return of_counts(wire.loads(data))
+        except ValueError:  # a text in it has a brace
+            return Usage()
 
     def _of_lines(self, data: bytes) -> Usage:
         found = Usage()

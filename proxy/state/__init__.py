@@ -8,31 +8,24 @@ has ended. Both are atomic and one round trip each; nothing is asked that the co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class Rate(NamedTuple):
-    """At most `limit` units in any `period_s` seconds (`moving`), or in each period since the epoch (fixed window).
+    """At most `limit` units in any `period_s` seconds (`moving`), or in each period since the epoch (fixed window)."""
 
-    `amount` units are taken at admission: 1 for a request, an estimate for tokens, which `settle` replaces. A claim of 0 fits
-    while anything is left. What `settle` adds counts from then on; what it gives back is given back where it was taken.
-    """
-
-    name: str  # of the counter, such as "key alice requests 100/60"
+    name: str  # of the counter, such as "keys.alice.limits 60"
     limit: int
     period_s: float
     moving: bool = True
-    amount: int = 1
 
 
 class Budget(NamedTuple):
-    """At most `limit` millionths of a US dollar per `period`. `amount` is reserved at admission; `settle` says what it was.
-    A claim of 0 fits while anything is left."""
+    """At most `limit` millionths of a US dollar per `period`."""
 
     name: str
     limit: int
     period: str  # hour day week month year total, in UTC
-    amount: int = 0
 
 
 class Slot(NamedTuple):
@@ -45,25 +38,71 @@ class Slot(NamedTuple):
 Claim = Rate | Budget | Slot
 
 
-class Standing(NamedTuple):
-    """How a counter stands after an admission: what is left of its limit, and in how many seconds all of it is back (0.0 for
-    a Slot, infinite for a `total`)."""
+class Line(NamedTuple):
+    """A fair queue for one of `limit` slots: a call that finds one free, and nobody waiting, has it with its admission."""
 
-    claim: Claim
-    left: int
-    reset_s: float
+    name: str
+    limit: int
+
+
+class Plan:
+    """What every call of one kind claims: made of a configuration once, and then only pointed at.
+
+    `rates` take one unit of each for good. Of `charged` each call says what it reserves, and in the end what it was: an amount
+    of 0 fits while anything is left, what was too much counts from then on, and what was too little is given back where it was
+    taken. `slots` come back.
+    """
+
+    __slots__ = (
+        "after",
+        "before",
+        "budgets",
+        "charged",
+        "claims",
+        "first",
+        "line",
+        "made",
+        "none",
+        "rates",
+        "settles",
+        "slots",
+    )
+
+    def __init__(
+        self,
+        rates: Sequence[Rate] = (),
+        charged: Sequence[Rate | Budget] = (),
+        slots: Sequence[Slot] = (),
+        line: Line | None = None,
+    ) -> None:
+        self.line = line
+        self.rates, self.charged, self.slots = tuple(rates), tuple(charged), tuple(slots)
+        self.claims: tuple[Claim, ...] = (*rates, *charged, *slots)
+        self.first = len(self.rates)  # the place of the first that is settled
+        self.before, self.after = (1,) * self.first, (1,) * len(self.slots)  # amounts that are the same for each call
+        self.none = (0,) * len(self.slots)  # what is used of them in the end
+        self.budgets = tuple(at for at, claim in enumerate(self.claims) if isinstance(claim, Budget))
+        self.settles = len(self.claims) > self.first or line is not None
+        self.made: Any = None  # what its engine has made of it
 
 
 class Verdict(NamedTuple):
-    """`refused`: the first claim that does not fit, None when all do; then nothing has been taken of any.
+    """`refused`: the place of the first claim that does not fit, -1 when all do; else nothing has been taken of any.
 
     `retry_after_s`: when the refused one will fit again, if nobody else takes it; infinite when it never will (a `total`, more
-    than the limit at once); 1.0 for a Slot, of which nobody can know. `standings`: one per claim, in their order.
+    than the limit at once); 1.0 for a Slot, of which nobody can know. `left` and `reset_s`, one of each per claim: what is left
+    of its limit, and in how many seconds all of it is back (0.0 for a Slot, infinite for a `total`); both are empty when nobody
+    counts.
     """
 
-    refused: Claim | None
+    refused: int
     retry_after_s: float
-    standings: Sequence[Standing]
+    left: Sequence[int]
+    reset_s: Sequence[float]
+    place: bool = False  # the holder has a slot of the plan's line, until `leave` or `settle`
+
+
+UNCOUNTED = Verdict(-1, 0.0, (), ())
 
 
 class Ticket(Protocol):
@@ -83,12 +122,16 @@ class StateLost(Exception):
 class State(Protocol):
     """What an engine does. Thread-safe. Raises StateLost where it cannot; the memory engine never does."""
 
-    def admit(self, holder: str, claims: Sequence[Claim]) -> Verdict:
-        """Takes all of the claims for `holder` (a call's id), or none. A second call for the same holder adds to the first."""
+    def admit(self, holder: str, plan: Plan, amounts: Sequence[int] = ()) -> Verdict:
+        """Takes all that the plan claims, or nothing. `amounts`: one for each of `plan.charged`. A holder (a call's id) has at
+        most one plan that is to be settled."""
 
-    def settle(self, holder: str, actual: Mapping[str, int]) -> None:
-        """The holder's call has ended: slots come back, and what it really used of a Rate or Budget, by its name, replaces what
-        it took. What is not named stays as taken. An unknown holder is no error."""
+    def settle(self, holder: str, used: Sequence[int] = ()) -> None:
+        """The holder's call has ended: slots come back, and what it really used, one number for each of `plan.charged`,
+        replaces what it took; without numbers that stays as taken. An unknown holder is no error."""
+
+    def leave(self, holder: str) -> None:
+        """The slot of a line that came with the holder's admission comes back before its call ends."""
 
     def queue(self, name: str, limit: int, size: int, holder: str) -> Ticket | None:
         """Joins the queue for one of `limit` slots; None when `size` others are waiting already."""

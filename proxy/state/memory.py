@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from proxy.state import Budget, Claim, Rate, Slot, Standing, Verdict
+from proxy.state import Budget, Claim, Plan, Rate, Slot, Verdict
 from proxy.state.money import Money, window_of
 
 TICKS = 1024
@@ -24,126 +24,123 @@ SLOT_RETRY_S = 1.0
 
 Clock = Callable[[], float]
 Entry = list[Any]  # when it comes back, amount
+NOTHING: Entry = [0.0, 0]
 
 
 class Moving:
-    """A Rate's moving window."""
+    """A Rate's moving window. `total` is taken of it, and at `ends` all of that is back."""
 
-    __slots__ = ("_clock", "_log", "_period_s", "_tick_s", "total")
+    __slots__ = ("_due", "_log", "_period_s", "_tick_s", "ends", "total")
 
-    def __init__(self, period_s: float, fine: bool, clock: Clock) -> None:
-        self._period_s, self._clock = period_s, clock
+    def __init__(self, period_s: float, fine: bool) -> None:
+        self._period_s = period_s
         self._tick_s = 0.0 if fine else period_s / TICKS
         self._log: deque[Entry] = deque()
-        self.total = 0
+        self.total, self.ends = 0, 0.0
+        self._due = math.inf  # when the first of them comes back
 
-    def wait_s(self, limit: int, amount: int) -> float:
-        """0.0 when that amount fits now, else in how many seconds it will."""
-        now, log = self._clock(), self._log
+    def take(self, amount: int, limit: float, now: float) -> Entry | None:
+        """Takes that amount, if it fits: what comes back can be handed to `give_back`. None: it does not."""
+        if now >= self._due:
+            self._forget(now)
+        if self.total + (amount or 1) > limit:
+            return None
+        if not amount:
+            return NOTHING
+        self.total += amount
+        log, tick_s = self._log, self._tick_s
+        if tick_s and log and now < self.ends - self._period_s:  # within the tick of the last one
+            entry = log[-1]
+            entry[1] += amount
+            return entry
+        back = ((now // tick_s + 1) * tick_s if tick_s else now) + self._period_s
+        if not log:
+            self._due = back
+        entry = [back, amount]
+        log.append(entry)
+        self.ends = back
+        return entry
+
+    def _forget(self, now: float) -> None:
+        log = self._log
         while log and log[0][0] <= now:
             self.total -= log.popleft()[1]
-        over = self.total + max(amount, 1) - limit
-        if over <= 0:
-            return 0.0
-        for back, taken in log:
+        self._due = log[0][0] if log else math.inf
+
+    def wait_s(self, amount: int, limit: float, now: float) -> float:
+        """In how many seconds that amount will fit, which does not now."""
+        over = self.total + (amount or 1) - limit
+        for back, taken in self._log:
             over -= taken
             if over <= 0:
                 return float(back - now)
         return math.inf
 
-    def take(self, amount: int) -> Entry | None:
-        """Takes that amount; what comes back can be handed to `give_back`."""
-        if not amount:
-            return None
-        now, log = self._clock(), self._log
-        back = ((now // self._tick_s + 1) * self._tick_s if self._tick_s else now) + self._period_s
-        if not log or log[-1][0] < back:
-            log.append([back, 0])
-        entry = log[-1]
-        entry[1] += amount
-        self.total += amount
-        return entry
-
-    def give_back(self, entry: Entry | None, amount: int) -> None:
+    def give_back(self, entry: Entry, amount: int, now: float) -> None:
         """That much of what was taken, unless it has come back by itself."""
-        if entry is not None and entry[0] > self._clock():
+        if entry[0] > now:
             amount = min(amount, entry[1])
             entry[1] -= amount
             self.total -= amount
-
-    def standing(self, limit: int) -> tuple[int, float]:
-        """What is left, and when all of it is back."""
-        return max(0, limit - self.total), max(0.0, self._log[-1][0] - self._clock()) if self._log else 0.0
-
-    def is_empty(self) -> bool:
-        """Whether it may be forgotten."""
-        return not self._log or self._log[-1][0] <= self._clock()
+            while self._log and not self._log[-1][1]:  # whoever is refused, and tries on, leaves nothing behind
+                self._log.pop()
+                self.ends = self._log[-1][0] if self._log else 0.0
 
 
 class Fixed:
     """A fixed window, of a Rate or of a Budget: `bounds` says when the one of a time begins and ends."""
 
-    __slots__ = ("_bounds", "_clock", "_end", "start", "total")
+    __slots__ = ("_bounds", "_end", "ends", "start", "total")
 
-    def __init__(self, bounds: Callable[[float], tuple[float, float]], clock: Clock) -> None:
-        self._bounds, self._clock = bounds, clock
-        self.start, self._end = bounds(clock())
-        self.total = 0
+    def __init__(self, bounds: Callable[[float], tuple[float, float]], now: float) -> None:
+        self._bounds = bounds
+        self.start, self._end = bounds(now)
+        self.total, self.ends = 0, 0.0
 
-    def _now(self) -> float:
-        now = self._clock()
+    def take(self, amount: int, limit: float, now: float) -> float | None:
+        """See Moving."""
         if now >= self._end:
             self.start, self._end = self._bounds(now)
-            self.total = 0
-        return now
-
-    def wait_s(self, limit: int, amount: int) -> float:
-        """See Moving."""
-        now = self._now()
-        if self.total + max(amount, 1) <= limit:
-            return 0.0
-        return self._end - now if max(amount, 1) <= limit else math.inf
-
-    def take(self, amount: int) -> float:
-        """See Moving."""
-        self._now()
+            self.total, self.ends = 0, 0.0
+        if self.total + (amount or 1) > limit:
+            return None
         self.total += amount
+        self.ends = self._end if self.total else 0.0
         return self.start
 
-    def give_back(self, start: float, amount: int) -> None:
+    def wait_s(self, amount: int, limit: float, now: float) -> float:
         """See Moving."""
-        self._now()
-        if start == self.start:
+        return self._end - now if (amount or 1) <= limit else math.inf
+
+    def give_back(self, start: float, amount: int, now: float) -> None:
+        """See Moving."""
+        if start == self.start and now < self._end:
             self.total -= min(amount, self.total)
-
-    def standing(self, limit: int) -> tuple[int, float]:
-        """See Moving."""
-        return max(0, limit - self.total), max(0.0, self._end - self._clock()) if self.total else 0.0
-
-    def is_empty(self) -> bool:
-        """See Moving."""
-        return not self.total or self._clock() >= self._end
+            self.ends = self._end if self.total else 0.0
 
 
 class Taken:
-    """Who has a slot."""
+    """How many have a slot."""
 
-    __slots__ = ("holders",)
+    __slots__ = ("ends", "total")
 
     def __init__(self) -> None:
-        self.holders: set[str] = set()
+        self.total, self.ends = 0, 0.0
 
-    def wait_s(self, limit: int, holder: str) -> float:
+    def take(self, amount: int, limit: float, now: float) -> float | None:
+        """See Moving."""
+        if self.total >= limit:
+            return None
+        self.total += 1
+        return 0.0
+
+    def wait_s(self, amount: int, limit: float, now: float) -> float:
         """See Moving; for a slot that is a guess."""
-        return 0.0 if holder in self.holders or len(self.holders) < limit else SLOT_RETRY_S
+        return SLOT_RETRY_S
 
-    def standing(self, limit: int) -> tuple[int, float]:
+    def give_back(self, place: float, amount: int, now: float) -> None:
         """See Moving."""
-        return max(0, limit - len(self.holders)), 0.0
-
-    def is_empty(self) -> bool:
-        """See Moving."""
-        return not self.holders
+        self.total -= 1
 
 
 class Record:
@@ -162,7 +159,7 @@ class Line:
 
     def __init__(self) -> None:
         self.limit, self.held = 1, 0
-        self.waiting: OrderedDict[Place, None] = OrderedDict()
+        self.waiting: dict[Place, None] = {}  # in their order
 
 
 class Place:
@@ -173,7 +170,7 @@ class Place:
     def __init__(self, memory: Memory, name: str, granted: bool, wake: Callable[[], None] | None) -> None:
         self._memory, self.name, self.granted, self.left = memory, name, granted, False
         self._event = None if granted or wake else threading.Event()
-        self.wake = wake or (self._event.set if self._event else None)
+        self.wake: Callable[[], None] = wake or (self._event.set if self._event else _nobody)
 
     def wait(self, timeout_s: float) -> bool:
         """See Ticket."""
@@ -181,11 +178,11 @@ class Place:
 
     def leave(self) -> None:
         """See Ticket."""
-        self._memory.leave(self)
+        self._memory.give_up(self)
 
 
-def _standings(claims: Sequence[Claim], counters: Sequence[Any]) -> list[Standing]:
-    return [Standing(claim, *counter.standing(claim.limit)) for claim, counter in zip(claims, counters, strict=True)]
+def _nobody() -> None:
+    """Who has a slot already need not be woken."""
 
 
 class Memory:
@@ -201,53 +198,93 @@ class Memory:
         self._money, self._clock, self._wall, self._marked = money, clock, wall, marked
         self._lock = threading.Lock()  # guards all of the below
         self._counters: OrderedDict[tuple[object, ...], Any] = OrderedDict()
+        self._age = object()  # another one when a counter was forgotten: plans that point to it are made anew
         self._unlooked = 0  # counters that are still to be looked at, for those made
-        self._taken: dict[str, dict[Any, tuple[Claim, int, Any]]] = {}  # holder → counter → claim, what it took, and where
+        self._taken: dict[str, tuple[Plan, Sequence[int], list[Any]]] = {}  # holder → what it took, and where
         self._lines: dict[str, Line] = {}
+        self._placed: dict[str, str] = {}  # holder → the line of which a slot came with its admission
         self._records: OrderedDict[str, Record] = OrderedDict()
         self._entries: OrderedDict[str, tuple[bytes, float]] = OrderedDict()  # → data, when it ends
         self._bytes = 0
 
     # --- claims
-    def admit(self, holder: str, claims: Sequence[Claim]) -> Verdict:
+    def admit(self, holder: str, plan: Plan, amounts: Sequence[int] = ()) -> Verdict:
         """See State."""
         with self._lock:
+            now, wall = self._clock(), self._wall()
+            counters = plan.made[1] if plan.made is not None and plan.made[0] is self._age else self._found(plan)
+            places: list[Any] = []
+            left: list[int] = []
+            reset_s: list[float] = []
+            for (counter, limit, by_wall), amount in zip(counters, (*plan.before, *amounts, *plan.after), strict=True):
+                at = wall if by_wall else now
+                place = counter.take(amount, limit, at)
+                if place is None:
+                    return self._refused(plan, counters, amounts, places, now, wall)
+                places.append(place)
+                left.append(limit - counter.total)
+                reset_s.append(counter.ends - at if counter.ends > at else 0.0)
+            line = plan.line
+            has_place = line is not None and self._steps_in(line.name, line.limit)
+            if plan.settles:
+                self._taken[holder] = (plan, amounts, places)
+                if line is not None and has_place:
+                    self._placed[holder] = line.name
+                if self._money is not None:
+                    self._note(plan, counters)
+            return Verdict(-1, 0.0, left, reset_s, has_place)
+
+    def _refused(
+        self, plan: Plan, counters: list[Any], amounts: Sequence[int], places: list[Any], now: float, wall: float
+    ) -> Verdict:
+        """What was taken already goes back; how all of them stand then."""
+        given = (*plan.before, *amounts, *plan.after)
+        refused = len(places)
+        for (counter, _, by_wall), amount, place in zip(counters, given, places, strict=False):
+            counter.give_back(place, amount, wall if by_wall else now)
+        counter, limit, by_wall = counters[refused]
+        wait_s = counter.wait_s(given[refused], limit, wall if by_wall else now)
+        for counter, _, by_wall in counters[refused + 1 :]:  # what has come back of these is forgotten
+            counter.take(0, 0, wall if by_wall else now)
+        left = [max(0, limit - counter.total) for counter, limit, _ in counters]
+        reset_s = [max(0.0, counter.ends - (wall if by_wall else now)) for counter, _, by_wall in counters]
+        return Verdict(refused, wait_s, left, reset_s)
+
+    def settle(self, holder: str, used: Sequence[int] = ()) -> None:
+        """See State."""
+        with self._lock:
+            taken = self._taken.pop(holder, None)
+            if taken is None:
+                return
+            plan, amounts, places = taken
+            counters, now, wall = self._found(plan), self._clock(), self._wall()
+            given, first = (*amounts, *plan.after), plan.first
+            kept = (*(used or amounts), *plan.none)
+            for (counter, _, by_wall), amount, place, was in zip(counters[first:], given, places[first:], kept, strict=True):
+                at = wall if by_wall else now
+                if was > amount:
+                    counter.take(was - amount, math.inf, at)
+                elif was < amount:
+                    counter.give_back(place, amount - was, at)
+            if self._money is not None:
+                self._note(plan, counters)
+            line = self._placed.pop(holder, None) if plan.line is not None else None
+            woken = self._steps_out(line) if line is not None else ()
+        for each in woken:
+            each.wake()
+
+    def _found(self, plan: Plan) -> list[Any]:
+        """A plan's counters, each with its limit, and whether it goes by the wall clock."""
+        age, counters = plan.made or (None, [])
+        if age is not self._age:
             if self._unlooked:
                 self._forget()
-            found = [self._counter(claim) for claim in claims]
-            for claim, counter in zip(claims, found, strict=True):
-                wait_s = counter.wait_s(claim.limit, holder if isinstance(claim, Slot) else claim.amount)
-                if wait_s:
-                    return Verdict(claim, wait_s, _standings(claims, found))
-            taken = self._taken.setdefault(holder, {})
-            for claim, counter in zip(claims, found, strict=True):
-                if isinstance(claim, Slot):
-                    counter.holders.add(holder)
-                    taken[counter] = (claim, 1, None)
-                else:
-                    before = taken[counter][1] if counter in taken else 0
-                    taken[counter] = (claim, before + claim.amount, counter.take(claim.amount))
-                    if isinstance(claim, Budget):
-                        self._note(claim, counter)
-            return Verdict(None, 0.0, _standings(claims, found))
-
-    def settle(self, holder: str, actual: Mapping[str, int]) -> None:
-        """See State."""
-        with self._lock:
-            for counter, (claim, amount, place) in self._taken.pop(holder, {}).items():
-                if isinstance(claim, Slot):
-                    counter.holders.discard(holder)
-                    continue
-                more = actual.get(claim.name, amount) - amount
-                if not more:
-                    continue
-                now = self._counter(claim)  # the one that it took from may be forgotten by now
-                if more > 0:
-                    now.take(more)
-                else:
-                    counter.give_back(place, -more)
-                if isinstance(claim, Budget):
-                    self._note(claim, now)
+            counters = [
+                (self._counter(claim), claim.limit, isinstance(claim, Budget) or (isinstance(claim, Rate) and not claim.moving))
+                for claim in plan.claims
+            ]
+            plan.made = (self._age, counters)
+        return counters
 
     def _counter(self, claim: Claim) -> Any:
         key: tuple[object, ...] = (claim.name,)
@@ -265,64 +302,89 @@ class Memory:
         if isinstance(claim, Slot):
             return Taken()
         if isinstance(claim, Budget):
-            counter = Fixed(partial(window_of, claim.period), self._wall)
-            counter.total = self._money.known(claim.name, counter.start) if self._money else 0
+            counter = Fixed(partial(window_of, claim.period), self._wall())
+            counter.take(self._money.known(claim.name, counter.start) if self._money else 0, math.inf, self._wall())
             return counter
         if claim.moving:
-            return Moving(claim.period_s, claim.limit <= TICKS, self._clock)
+            return Moving(claim.period_s, claim.limit <= TICKS)
         period_s = claim.period_s
-        return Fixed(lambda now: (now // period_s * period_s, now // period_s * period_s + period_s), self._wall)
+        return Fixed(lambda now: (now // period_s * period_s, now // period_s * period_s + period_s), self._wall())
 
     def _forget(self) -> None:
+        now, wall = self._clock(), self._wall()
         for _ in range(min(self._unlooked, len(self._counters))):
             key = next(iter(self._counters))
-            if self._counters[key].is_empty():
-                del self._counters[key]
-            else:
+            counter = self._counters[key]
+            if counter.total and not 0.0 < counter.ends <= (wall if isinstance(counter, Fixed) else now):
                 self._counters.move_to_end(key)
+            else:
+                del self._counters[key]
+                self._age = object()
         self._unlooked = 0
 
-    def _note(self, claim: Budget, counter: Any) -> None:
-        if self._money is not None:
-            self._money.note(claim.name, counter.start, counter.total)
+    def _note(self, plan: Plan, counters: list[Any]) -> None:
+        assert self._money is not None
+        for at in plan.budgets:
+            counter = counters[at][0]
+            self._money.note(plan.claims[at].name, counter.start, counter.total)
 
     # --- the queue
     def queue(self, name: str, limit: int, size: int, holder: str, wake: Callable[[], None] | None = None) -> Place | None:
         """See State. `wake`: what to do, instead of waking `wait`, when a slot is the holder's that was not so at once."""
         with self._lock:
-            line = self._lines.setdefault(name, Line())
-            line.limit = limit
-            granted = line.held < limit and not line.waiting
+            granted = self._steps_in(name, limit)
+            line = self._lines[name]
             if not granted and len(line.waiting) >= size:
                 return None
             place = Place(self, name, granted, wake)
-            if granted:
-                line.held += 1
-            else:
+            if not granted:
                 line.waiting[place] = None
             return place
 
-    def leave(self, place: Place) -> None:
+    def _steps_in(self, name: str, limit: int) -> bool:
+        """Takes a slot, if one is free and nobody waits."""
+        line = self._lines.get(name)
+        if line is None:
+            line = self._lines[name] = Line()
+        line.limit = limit
+        if line.held >= limit or line.waiting:
+            return False
+        line.held += 1
+        return True
+
+    def leave(self, holder: str) -> None:
+        """See State."""
+        with self._lock:
+            name = self._placed.pop(holder, None)
+            woken = self._steps_out(name) if name is not None else ()
+        for each in woken:
+            each.wake()
+
+    def give_up(self, place: Place) -> None:
         """See Ticket."""
         with self._lock:
             line = self._lines.get(place.name)
             if place.left or line is None:
                 return
             place.left = True
-            if place.granted:
-                line.held -= 1
-            else:
+            if not place.granted:
                 del line.waiting[place]
-            woken = []
-            while line.waiting and line.held < line.limit:
-                woken.append(line.waiting.popitem(last=False)[0])
-                woken[-1].granted = True
-                line.held += 1
-            if not line.held and not line.waiting:
-                del self._lines[place.name]
+            woken = self._steps_out(place.name, int(place.granted))
         for each in woken:
-            assert each.wake is not None  # whoever waits has one
             each.wake()
+
+    def _steps_out(self, name: str, held: int = 1) -> list[Place]:
+        """So many slots come back; who is to be woken, without the lock."""
+        line, woken = self._lines[name], []
+        line.held -= held
+        while line.waiting and line.held < line.limit:
+            woken.append(next(iter(line.waiting)))
+            del line.waiting[woken[-1]]
+            woken[-1].granted = True
+            line.held += 1
+        if not line.held and not line.waiting:
+            del self._lines[name]
+        return woken
 
     # --- failures and rests
     def fail(self, name: str, limit: int, rest_s: float | None) -> float:
@@ -354,6 +416,8 @@ class Memory:
 
     def trial(self, name: str, within_s: float) -> bool:
         """See State."""
+        if name not in self._records:  # the common case costs no lock
+            return True
         with self._lock:
             now, record = self._clock(), self._records.get(name)
             if record is None or not record.rests_until:

@@ -87,15 +87,18 @@ class Money:
 
     def note(self, name: str, start: float, amount: int) -> None:
         """So much is spent in that window."""
+        now = (int(start), amount)
         with self._lock:
-            spent = self._spent if self._spent is not None else {}
-            spent[name] = max((int(start), amount), spent.get(name, (0, 0))) if self._mirror else (int(start), amount)
-            self._spent = spent
+            spent = self._spent
+            if spent is None:
+                spent = self._spent = {}
+            spent[name] = max(now, spent.get(name, now)) if self._mirror else now
             self._dirty.add(name)
             if self._behind and self._thread is None:
                 self._thread = threading.Thread(target=self._write, name="money", daemon=True)
                 self._thread.start()
-        self._more.set()
+        if not self._more.is_set():
+            self._more.set()
 
     @property
     def is_dirty(self) -> bool:

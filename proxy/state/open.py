@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from proxy.errors import ProxyError
-from proxy.state import Claim, State, StateLost, Ticket, Verdict
+from proxy.state import UNCOUNTED, Plan, State, StateLost, Ticket, Verdict
 from proxy.state.money import Money
 
 if TYPE_CHECKING:
@@ -115,13 +115,17 @@ class Guarded:
         elif changed:
             logger.warning("the shared state is back: calls are counted again")
 
-    def admit(self, holder: str, claims: Sequence[Claim]) -> Verdict:
+    def admit(self, holder: str, plan: Plan, amounts: Sequence[int] = ()) -> Verdict:
         """See State."""
-        return self.tried(lambda: self.engine.admit(holder, claims), Verdict(None, 0.0, ()), asks=True)
+        return self.tried(lambda: self.engine.admit(holder, plan, amounts), UNCOUNTED, asks=True)
 
-    def settle(self, holder: str, actual: Mapping[str, int]) -> None:
+    def settle(self, holder: str, used: Sequence[int] = ()) -> None:
         """See State."""
-        self.tried(lambda: self.engine.settle(holder, actual), None, refuse=False)
+        self.tried(lambda: self.engine.settle(holder, used), None, refuse=False)
+
+    def leave(self, holder: str) -> None:
+        """See State."""
+        self.tried(lambda: self.engine.leave(holder), None, refuse=False)
 
     def queue(self, name: str, limit: int, size: int, holder: str) -> Ticket | None:
         """See State."""

@@ -19,7 +19,26 @@ local function joined(numbers)
   return table.concat(numbers, ' ')
 end
 
---- windows after now
+--- line after now
+-- A queue: who has a slot (lease), who waits (since when), who waits (lease). Who waits is told on a channel when his turn comes.
+local function promote(held, waiting, alive, lease, limit, channels)
+  redis.call('ZREMRANGEBYSCORE', held, '-inf', now)
+  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', alive, '-inf', now)) do
+    redis.call('ZREM', waiting, gone)
+    redis.call('ZREM', alive, gone)
+  end
+  while redis.call('ZCARD', held) < limit do
+    local first = redis.call('ZRANGE', waiting, 0, 0)[1]
+    if not first then break end
+    redis.call('ZREM', waiting, first)
+    redis.call('ZREM', alive, first)
+    redis.call('ZADD', held, now + lease, first)
+    redis.call('PUBLISH', channels .. string.match(first, '^[^ ]+'), first)
+  end
+  for _, key in ipairs({held, waiting, alive}) do redis.call('PEXPIRE', key, math.ceil(lease / 500)) end
+end
+
+--- windows after line
 -- A moving window is a sorted set of when something comes back, and a hash of how much each time, with their sum as `t`.
 local function moving_forget(key)
   local gone = redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, 4000)
@@ -72,9 +91,12 @@ end
 local function outside(start, ends) return now < start or (ends > 0 and now >= ends) end
 
 --- ADMIT after windows
--- ARGV: holder, its lease, and words: of each claim its kind, limit, amount, and three more that its kind has.
-local holder, lease, given, claims, refused, wait = ARGV[1], number(ARGV[2]), words(ARGV[3]), {}, 0, 0
-for index, key in ipairs(KEYS) do
+-- KEYS: one per claim, and three of a line, if it has a place at once. ARGV: lease, what the names of calls begin with (empty:
+-- nothing will be settled), limit of the line, holder, its ticket, and words: of each claim its kind, limit, amount, and three more
+-- that its kind has.
+local lease, line, holder, given, claims, refused, wait = number(ARGV[1]), number(ARGV[3]), ARGV[4], words(ARGV[6]), {}, 0, 0
+local keys, granted = {unpack(KEYS, 1, #given / 6)}, 0
+for index, key in ipairs(keys) do
   local at = index * 6 - 6
   local kind, limit, amount = given[at + 1], number(given[at + 2]), number(given[at + 3])
   local a, b, c = number(given[at + 4]), number(given[at + 5]), number(given[at + 6])
@@ -101,8 +123,18 @@ for index, key in ipairs(KEYS) do
   claims[index] = claim
   if wanted and refused == 0 then refused, wait = index, wanted end
 end
-local answer = {refused, wait}
-for index, key in ipairs(KEYS) do
+if refused == 0 and ARGV[2] ~= '' then redis.call('SET', ARGV[2] .. holder, 1, 'EX', 86400) end
+if refused == 0 and line > 0 then
+  local held, waiting, alive = unpack(KEYS, #keys + 1)
+  redis.call('ZREMRANGEBYSCORE', held, '-inf', now)
+  if redis.call('ZCARD', waiting) == 0 and redis.call('ZCARD', held) < line then
+    redis.call('ZADD', held, now + lease, ARGV[5])
+    redis.call('PEXPIRE', held, math.ceil(lease / 500))
+    granted = 1
+  end
+end
+local answer = {refused, wait, granted}
+for index, key in ipairs(keys) do
   local claim, reset, place = claims[index], 0, 0
   local amount = refused == 0 and claim.amount or 0
   if claim.kind == 'm' then
@@ -128,18 +160,27 @@ end
 return joined(answer)
 
 --- SETTLE after windows
--- ARGV: holder, and words: of each thing taken its kind, amount taken, amount used, where it was taken, and three more.
-local answer, given = {0}, words(ARGV[2])
-for index, key in ipairs(KEYS) do
+-- KEYS: as of ADMIT, of what is settled. ARGV: lease, what the names of calls begin with, limit of the line, what the names of
+-- channels begin with, holder, its ticket (empty: it has no place), 1 if this may have been done already, and words: of each thing
+-- taken its kind, amount taken, amount used, where it was taken, and three more.
+local answer, given = {0}, words(ARGV[8])
+local keys = {unpack(KEYS, 1, #given / 7)}
+for index, key in ipairs(keys) do
   local at = index * 7 - 7
   if given[at + 1] == 'b' and outside(number(given[at + 5]), number(given[at + 6])) then return joined({-1, now}) end
 end
-for index, key in ipairs(KEYS) do
+if redis.call('DEL', ARGV[2] .. ARGV[5]) == 0 and ARGV[7] == '1' then return '0' end
+if ARGV[6] ~= '' then
+  local held, waiting, alive = unpack(KEYS, #keys + 1)
+  redis.call('ZREM', held, ARGV[6])
+  promote(held, waiting, alive, number(ARGV[1]), number(ARGV[3]), ARGV[4])
+end
+for index, key in ipairs(keys) do
   local at = index * 7 - 7
   local kind, taken, used = given[at + 1], number(given[at + 2]), number(given[at + 3])
   local place, a, b = number(given[at + 4]), number(given[at + 5]), number(given[at + 6])
   if kind == 's' then
-    redis.call('ZREM', key, ARGV[1])
+    redis.call('ZREM', key, ARGV[5])
   elseif kind == 'b' then
     local spent, reserved = budget(key, a, number(given[at + 7]))
     if place == a then
@@ -178,25 +219,10 @@ for index, key in ipairs(KEYS) do
 end
 return 0
 
---- queue after now
--- KEYS: who has a slot (lease), who waits (since when), who waits (lease). ARGV: lease, limit, prefix of channels, …
+--- queue after line
+-- KEYS: of a line. ARGV: lease, limit, what the names of channels begin with, …
 local held, waiting, alive, lease, limit = KEYS[1], KEYS[2], KEYS[3], number(ARGV[1]), number(ARGV[2])
-local function promote()
-  redis.call('ZREMRANGEBYSCORE', held, '-inf', now)
-  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', alive, '-inf', now)) do
-    redis.call('ZREM', waiting, gone)
-    redis.call('ZREM', alive, gone)
-  end
-  while redis.call('ZCARD', held) < limit do
-    local first = redis.call('ZRANGE', waiting, 0, 0)[1]
-    if not first then break end
-    redis.call('ZREM', waiting, first)
-    redis.call('ZREM', alive, first)
-    redis.call('ZADD', held, now + lease, first)
-    redis.call('PUBLISH', ARGV[3] .. string.match(first, '^[^ ]+'), first)
-  end
-  for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, math.ceil(lease / 500)) end
-end
+local function advance() promote(held, waiting, alive, lease, limit, ARGV[3]) end
 local function wait(ticket)
   redis.call('ZADD', waiting, now, ticket)
   redis.call('ZADD', alive, now + lease, ticket)
@@ -204,7 +230,7 @@ end
 
 --- JOIN after queue
 -- … size, ticket. 1: it has a slot, 0: it waits, -1: too many wait.
-promote()
+advance()
 local granted = 0
 if redis.call('ZCARD', waiting) == 0 and redis.call('ZCARD', held) < limit then
   redis.call('ZADD', held, now + lease, ARGV[5])
@@ -214,13 +240,13 @@ elseif redis.call('ZCARD', waiting) >= number(ARGV[4]) then
 else
   wait(ARGV[5])
 end
-promote()
+advance()
 return granted
 
 --- LEAVE after queue
 -- … ticket.
 for _, key in ipairs(KEYS) do redis.call('ZREM', key, ARGV[4]) end
-promote()
+advance()
 return 0
 
 --- STAY after queue
@@ -235,7 +261,7 @@ for at = 4, #ARGV, 2 do
     wait(ARGV[at])
   end
 end
-promote()
+advance()
 for at = 4, #ARGV, 2 do answer[#answer + 1] = redis.call('ZSCORE', held, ARGV[at]) and 1 or 0 end
 return answer
 

@@ -4,6 +4,9 @@ Keys, all below `mooltiproxy:` — `rate:` and `budget:` counters, `slot:` holde
 failed or rests with `names` of them all, `cache:` entries. Slots and places are leases of LEASE_S, which one thread per process
 renews: those of a killed machine come back. The same thread hears which names have a record now, so that a name that has none
 costs no round trip: `fail` is exact, and the other machines know of its rest as soon as Redis has told them.
+
+Nobody waits for the answer to a settlement. One that is lost with its connection is told again when Redis is back: `call:` keys
+say which calls are not settled yet, so that it counts once.
 """
 
 from __future__ import annotations
@@ -15,15 +18,18 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.errors import ConfigError
-from proxy.state import Budget, Claim, Rate, Slot, Standing, StateLost, Verdict
-from proxy.state.memory import TICKS, TRACKED
+from proxy.state import Budget, Plan, StateLost, Verdict
+from proxy.state.memory import TRACKED
 from proxy.state.money import Money, window_of
+from proxy.state.resp import Fault, Link, command, packed
 from proxy.state.scripts import FOREVER_US, script
+from proxy.state.words import PREFIX, TO, Taken, head, key_of, made_of, numbers, queue_keys
 
 try:
     from redis import exceptions
@@ -35,25 +41,17 @@ except ImportError:
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "mooltiproxy:"
-NAMES, NEWS, TO = PREFIX + "names", PREFIX + "news", PREFIX + "to:"
+NAMES, NEWS = PREFIX + "names", PREFIX + "news"
 LEASE_S = 10.0
 RENEWALS = 3  # in a lease
 CONNECT_S, READ_S = 1.0, 2.0
 FRESH_S = 1.0  # a connection that was used so recently is not looked at before it is used again
 BACK_OFF_S = 0.5  # while Redis is away, one call in this time tries it
 BATCH = 500  # leases renewed by one script
+TIDY_S = 1.0  # how often somebody looks whether answers are still to be read, and settlements to be told again
+OWED = 50  # answers that a connection may still have to read
+UNTOLD = 10_000  # settlements that are kept while Redis is away
 LOST = (exceptions.RedisError, OSError)
-
-
-@dataclass
-class Held:
-    """Something that a holder took: the claim, its key, how much in all, and where."""
-
-    claim: Claim
-    key: str
-    amount: int
-    place: int
 
 
 @dataclass(eq=False)
@@ -72,7 +70,7 @@ class Place:
 
     def leave(self) -> None:
         """See Ticket."""
-        self.engine.leave(self)
+        self.engine.give_up(self)
 
 
 class Redis:
@@ -93,12 +91,13 @@ class Redis:
             "health_check_interval": 0,
         }
         self._money, self._lease_us = money, int(lease_s * 1e6)
-        self._shas: dict[str, str] = {}
-        self._idle: list[tuple[Any, float]] = []  # connections, and since when (monotonic)
+        self._idle: list[Link] = []
         self._offset_s = 0.0  # Redis's clock is so far ahead
         self._lock = threading.Lock()  # guards what follows
         self._away_until = 0.0  # monotonic; 0.0: it is there
-        self._held: dict[str, dict[str, Held]] = {}  # holder → key
+        self._held: dict[str, Taken] = {}  # holder → what it took
+        self._untold: deque[Taken] = deque()  # settlements that were lost
+        self._dropped = 0  # more of them than are kept
         self._places: dict[str, Place] = {}
         self._known: set[str] | None = None  # names that have a record; None: to be asked for
         self._process = ""
@@ -109,46 +108,42 @@ class Redis:
     # --- round trips
     def _run(self, name: str, keys: Sequence[str], *arguments: Any) -> Any:
         """Runs a script. Raises StateLost."""
-        with self._connection() as connection:
-            sha = self._shas.get(name)
-            if sha is None:
-                sha = self._shas[name] = self._ask(connection, "SCRIPT", "LOAD", script(name))
-            try:
-                return self._ask(connection, "EVALSHA", sha, len(keys), *keys, *arguments)
-            except exceptions.NoScriptError:  # Redis has been started again
-                return self._ask(connection, "EVAL", script(name), len(keys), *keys, *arguments)
+        return self._evaluated(name, len(keys) + len(arguments) + 3, packed((len(keys), *keys, *arguments)))
 
-    @staticmethod
-    def _ask(connection: Any, *command: Any) -> Any:
-        connection.send_packed_command([_packed(command)], check_health=False)
-        return connection.read_response()
+    def _evaluated(self, name: str, parts: int, rest: bytes) -> Any:
+        with self._linked() as link:
+            try:
+                return link.ask(head("EVALSHA", name, parts) + rest)
+            except Fault as fault:
+                if not str(fault).startswith("NOSCRIPT"):
+                    raise
+                if name == "ADMIT":  # Redis has been started, and should know what nobody waits for
+                    link.ask(command("SCRIPT", "LOAD", script("SETTLE")))
+                return link.ask(head("EVAL", name, parts) + rest)
 
     @contextlib.contextmanager
-    def _connection(self) -> Iterator[Any]:
+    def _linked(self) -> Iterator[Link]:
         """A connection for one exchange. Raises StateLost, at once while Redis is known to be away."""
         self._look_out()
-        connection = None
+        link = None
         try:
-            connection = self._pooled()
-            yield connection
-        except LOST as fault:
-            if connection is not None:
-                connection.disconnect()
-            self._lost()
+            link = self._pooled()
+            yield link
+        except (Fault, *LOST) as fault:
+            self._lost(link)
             raise StateLost(f"Redis: {fault}") from fault
-        self._idle.append((connection, time.monotonic()))
+        link.since = time.monotonic()
+        self._idle.append(link)
         self._away_until = 0.0
 
-    def _pooled(self) -> Any:
+    def _pooled(self) -> Link:
         with contextlib.suppress(IndexError):
             while True:
-                connection, since = self._idle.pop()
-                if time.monotonic() - since < FRESH_S or not connection.can_read(0):  # else Redis has closed it meanwhile
-                    return connection
-                connection.disconnect()
-        connection = self._class(**self._options)
-        connection.connect()
-        return connection
+                link = self._idle.pop()
+                if time.monotonic() - link.since < FRESH_S or not link.is_over():
+                    return link
+                link.close()
+        return Link(self._class(**self._options), READ_S, self._heard)
 
     def _look_out(self) -> None:
         if self._away_until:
@@ -158,83 +153,134 @@ class Redis:
                     raise StateLost("Redis is away")
                 self._away_until = now + CONNECT_S + READ_S  # this call tries it, others do not
 
-    def _lost(self) -> None:
+    def _lost(self, link: Link | None) -> None:
         with self._lock:
             self._away_until = time.monotonic() + BACK_OFF_S
             idle, self._idle = self._idle, []
-        for connection, _ in idle:
-            connection.disconnect()
+        for each in [link, *idle] if link else idle:
+            for taken in each.owed:
+                taken.unsure = True
+                self._keep(taken)
+            each.close()
 
     # --- claims
-    def admit(self, holder: str, claims: Sequence[Claim]) -> Verdict:
+    def admit(self, holder: str, plan: Plan, amounts: Sequence[int] = ()) -> Verdict:
         """See State."""
-        keys = [_key(claim) for claim in claims]
-        refused, wait, *told = self._in_window(
-            "ADMIT", keys, lambda unix: [holder, self._lease_us, _words(self._asked(claim, unix) for claim in claims)]
-        )
-        standings = [Standing(claim, told[at * 3], _seconds(told[at * 3 + 1])) for at, claim in enumerate(claims)]
-        if refused:
-            return Verdict(claims[refused - 1], _seconds(wait), standings)
-        with self._lock:
-            held = self._held.setdefault(holder, {})
-            for at, (key, claim) in enumerate(zip(keys, claims, strict=True)):
-                before = held[key].amount if key in held else 0
-                amount = 0 if isinstance(claim, Slot) else claim.amount
-                held[key] = Held(claim, key, before + amount, told[at * 3 + 2])
-        if any(isinstance(claim, Slot) for claim in claims):
+        made = plan.made = plan.made or made_of(plan, self._lease_us)
+        if plan.settles:
             self._start()
-        return Verdict(None, 0.0, standings)
+        ticket = f"{self._process} {holder} {next(self._tickets)}" if plan.line else ""
+        for _ in range(3):
+            said = made.asked % numbers(plan, [(amount,) for amount in amounts], self._window)
+            was_there = not self._away_until
+            try:
+                reply = self._evaluated("ADMIT", made.admits[0], made.admits[1] + packed((holder, ticket, said)))
+            except StateLost:
+                if was_there and plan.settles:  # it may have been taken: nobody will use it
+                    self._keep(self._unused(holder, plan, amounts, ticket))
+                raise
+            refused, wait, *told = map(int, reply.split())
+            if refused >= 0:
+                break
+            self._offset_s = wait / 1e6 - time.time()  # by Redis's clock it is another window
+        else:
+            raise StateLost("Redis: its clock jumps")
+        left, reset_s = told[1::3], [_seconds(each) for each in told[2::3]]
+        if refused:
+            return Verdict(refused - 1, _seconds(wait), left, reset_s)
+        if plan.settles:
+            self._hold(Taken(holder, plan, amounts, told[3 + 3 * plan.first :: 3], ticket if told[0] else ""))
+        return Verdict(-1, 0.0, left, reset_s, bool(told[0]))
 
-    def settle(self, holder: str, actual: Mapping[str, int]) -> None:
-        """See State. No round trip where nothing changes."""
-        with self._lock:
-            taken = self._held.pop(holder, {}).values()
-        changed = [each for each in taken if _changes(each, actual)]
-        if not changed:
+    def _unused(self, holder: str, plan: Plan, amounts: Sequence[int], ticket: str) -> Taken:
+        """The end of a call that was let in, perhaps."""
+        places = [self._window(claim)[0] if isinstance(claim, Budget) else 0 for claim in plan.charged]
+        return Taken(holder, plan, amounts, places, ticket, used=(0,) * len(amounts), unsure=True)
+
+    def _hold(self, taken: Taken) -> None:
+        self._held[taken.holder] = taken
+        line = taken.plan.line
+        if taken.ticket and line:
+            place = self._places[taken.ticket] = Place(self, line.name, line.limit, taken.ticket)
+            place.turn.set()
+
+    def leave(self, holder: str) -> None:
+        """See State."""
+        taken = self._held.get(holder)
+        if taken is not None and taken.ticket:
+            ticket, taken.ticket = taken.ticket, ""
+            self._places[ticket].leave()
+
+    def settle(self, holder: str, used: Sequence[int] = ()) -> None:
+        """See State."""
+        taken = self._held.pop(holder, None)
+        if taken is None:
             return
-        _, *spent = self._in_window(
-            "SETTLE",
-            [each.key for each in changed],
-            lambda unix: [holder, _words(self._used(each, actual, unix) for each in changed)],
-        )
-        if self._money is not None and spent:
-            for each, amount in zip([each for each in changed if isinstance(each.claim, Budget)], spent, strict=True):
-                assert isinstance(each.claim, Budget)
-                self._money.note(each.claim.name, window_of(each.claim.period, self._unix())[0], amount)
+        self._places.pop(taken.ticket, None)
+        taken.used = used or taken.amounts
+        if self._away_until:
+            self._keep(taken)
+            raise StateLost("Redis is away")
+        link = None
+        try:
+            link = self._pooled()
+            parts, rest = self._settlement(taken)
+            link.send(head("EVALSHA", "SETTLE", parts) + rest, taken)
+            if len(link.owed) >= OWED:
+                link.catch_up()
+        except LOST as fault:
+            if link is None:
+                self._keep(taken)
+            self._lost(link)
+            raise StateLost(f"Redis: {fault}") from fault
+        link.since = time.monotonic()
+        self._idle.append(link)
+
+    def _settlement(self, taken: Taken) -> tuple[int, bytes]:
+        """How many parts its command has, and those behind the script."""
+        made = taken.plan.made
+        said = made.used % numbers(taken.plan, zip(taken.amounts, taken.used, taken.places, strict=False), self._window)
+        return made.settles[0], made.settles[1] + packed((taken.holder, taken.ticket, int(taken.unsure), said))
+
+    def _heard(self, taken: Taken, reply: Any) -> None:
+        """What Redis says of a settlement. One that it could not do is told again."""
+        first, *spent = [-1] if isinstance(reply, Fault) else map(int, reply.split())
+        if first < 0:
+            if spent:
+                self._offset_s = spent[0] / 1e6 - time.time()
+            self._keep(taken)
+        elif self._money is not None:
+            budgets = [claim for claim in taken.plan.charged if isinstance(claim, Budget)]
+            for claim, amount in zip(budgets, spent, strict=False):
+                self._money.note(claim.name, window_of(claim.period, self._unix())[0], amount)
+
+    def _keep(self, taken: Taken) -> None:
+        if len(self._untold) < UNTOLD:
+            self._untold.append(taken)
+        else:
+            self._dropped += 1
+
+    def _tell_again(self) -> None:
+        """What was lost. Raises StateLost."""
+        told = len(self._untold)
+        for _ in range(told):
+            taken = self._untold.popleft()
+            try:
+                self._heard(taken, self._evaluated("SETTLE", *self._settlement(taken)))
+            except StateLost:
+                taken.unsure = True
+                self._keep(taken)
+                raise
+        if told:
+            dropped, self._dropped = self._dropped, 0
+            logger.warning("Redis: the ends of %d calls were told late, those of %d not at all", told, dropped)
 
     def _unix(self) -> float:
         return time.time() + self._offset_s
 
-    def _in_window(self, name: str, keys: Sequence[str], arguments: Callable[[float], list[Any]]) -> list[Any]:
-        """Runs a script that needs to know calendar windows: again when Redis's clock says another one."""
-        for _ in range(3):
-            answer = [int(word) for word in self._run(name, keys, *arguments(self._unix())).split()]
-            if answer[0] >= 0:
-                return answer
-            self._offset_s = answer[1] / 1e6 - time.time()
-        raise StateLost("Redis: its clock jumps")
-
-    def _asked(self, claim: Claim, unix: float) -> list[Any]:
-        """A claim's six arguments of ADMIT."""
-        if isinstance(claim, Slot):
-            return ["s", claim.limit, 0, 0, 0, 0]
-        if isinstance(claim, Rate):
-            return ["m" if claim.moving else "f", claim.limit, claim.amount, *_period(claim), 0]
-        return ["b", claim.limit, claim.amount, *self._window(claim, unix)]
-
-    def _used(self, held: Held, actual: Mapping[str, int], unix: float) -> list[Any]:
-        """The seven arguments of SETTLE of something that was taken."""
-        claim = held.claim
-        used = actual.get(claim.name, held.amount)
-        if isinstance(claim, Slot):
-            return ["s", 0, 0, 0, 0, 0, 0]
-        if isinstance(claim, Rate):
-            return ["m" if claim.moving else "f", held.amount, used, held.place, *_period(claim), 0]
-        return ["b", held.amount, used, held.place, *self._window(claim, unix)]
-
-    def _window(self, claim: Budget, unix: float) -> tuple[int, int, int]:
+    def _window(self, claim: Budget) -> tuple[int, int, int]:
         """A budget's window in microseconds (0: no end), and what is known to be spent in it, should Redis have lost that."""
-        start, end = window_of(claim.period, unix)
+        start, end = window_of(claim.period, self._unix())
         known = self._money.known(claim.name, start) if self._money else 0
         return int(start * 1e6), 0 if end == math.inf else int(end * 1e6), known
 
@@ -248,7 +294,7 @@ class Redis:
         with self._lock:
             self._places[place.ticket] = place
         try:
-            granted = self._run("JOIN", _queue_keys(name), self._lease_us, limit, TO, size, place.ticket)
+            granted = self._run("JOIN", queue_keys(name), self._lease_us, limit, TO, size, place.ticket)
         except StateLost:
             self._places.pop(place.ticket, None)
             raise
@@ -259,10 +305,10 @@ class Redis:
             place.turn.set()
         return place
 
-    def leave(self, place: Place) -> None:
+    def give_up(self, place: Place) -> None:
         """See Ticket."""
         if self._places.pop(place.ticket, None) is not None:
-            self._run("LEAVE", _queue_keys(place.name), self._lease_us, place.limit, TO, place.ticket)
+            self._run("LEAVE", queue_keys(place.name), self._lease_us, place.limit, TO, place.ticket)
 
     # --- failures and rests
     def fail(self, name: str, limit: int, rest_s: float | None) -> float:
@@ -348,8 +394,8 @@ class Redis:
             connection.send_command("SUBSCRIBE", NEWS, TO + self._process)
             for _ in range(2):
                 connection.read_response()
-            with self._connection() as other:
-                names = self._ask(other, "ZRANGE", NAMES, 0, -1)
+            with self._linked() as other:
+                names = other.ask(command("ZRANGE", NAMES, 0, -1))
             self._known = {name.decode("utf-8", "surrogatepass") for name in names}
             due = time.monotonic()
             while not self._ending.is_set():
@@ -357,7 +403,9 @@ class Redis:
                     self._renew()
                     self._in_step.set()
                     due = time.monotonic() + self._lease_us / 1e6 / RENEWALS
-                if connection.can_read(max(0.0, due - time.monotonic())):
+                self._tell_again()
+                self._catch_up()
+                if connection.can_read(min(TIDY_S, max(0.0, due - time.monotonic()))):
                     self._hear(*connection.read_response()[1:])
         finally:
             connection.disconnect()
@@ -373,14 +421,22 @@ class Redis:
             if len(self._known) > 2 * TRACKED:
                 raise StateLost("names have piled up: they are read anew")
 
+    def _catch_up(self) -> None:
+        """Reads the answers that nobody has come by to read. Raises StateLost."""
+        for link in [each for each in self._idle if each.owed]:
+            try:
+                self._idle.remove(link)
+                link.catch_up()
+                self._idle.insert(0, link)
+            except LOST as fault:
+                self._lost(link)
+                raise StateLost(f"Redis: {fault}") from fault
+            except ValueError:  # somebody uses it
+                continue
+
     def _renew(self) -> None:
+        slots = [(key_of(slot), holder) for holder, taken in list(self._held.items()) for slot in taken.plan.slots]
         with self._lock:
-            slots = [
-                (each.key, holder)
-                for holder, held in self._held.items()
-                for each in held.values()
-                if isinstance(each.claim, Slot)
-            ]
             places = list(self._places.values())
         for at in range(0, len(slots), BATCH):
             keys, holders = zip(*slots[at : at + BATCH], strict=True)
@@ -391,10 +447,10 @@ class Redis:
 
     def _stay(self, name: str, limit: int, places: Sequence[Place]) -> None:
         told = _flat((place.ticket, int(place.turn.is_set())) for place in places)
-        granted = self._run("STAY", _queue_keys(name), self._lease_us, limit, TO, *told)
+        granted = self._run("STAY", queue_keys(name), self._lease_us, limit, TO, *told)
         for place, has in zip(places, granted, strict=True):
             if place.ticket not in self._places:  # it left meanwhile, and was put back
-                self._run("LEAVE", _queue_keys(name), self._lease_us, limit, TO, place.ticket)
+                self._run("LEAVE", queue_keys(name), self._lease_us, limit, TO, place.ticket)
             elif has:
                 place.turn.set()
 
@@ -402,11 +458,14 @@ class Redis:
         """See State."""
         self._ending.set()
         if self._thread is not None:
-            with contextlib.suppress(StateLost), self._connection() as connection:
-                self._ask(connection, "PUBLISH", TO + self._process, "end")  # wakes it
+            with contextlib.suppress(StateLost), self._linked() as link:
+                link.ask(command("PUBLISH", TO + self._process, "end"))  # wakes it
             self._thread.join(READ_S)
+        with contextlib.suppress(StateLost):
+            self._catch_up()
+            self._tell_again()
         while self._idle:
-            self._idle.pop()[0].disconnect()
+            self._idle.pop().close()
         if self._money is not None:
             self._money.close()
 
@@ -417,41 +476,12 @@ def _plain_connection() -> Any:
     return Connection
 
 
-def _packed(command: Sequence[Any]) -> bytes:
-    """A command as Redis reads it; the package's own way takes ten times as long."""
-    words = [word if isinstance(word, bytes) else str(word).encode() for word in command]
-    return b"".join([b"*%d\r\n" % len(words), *[b"$%d\r\n%b\r\n" % (len(word), word) for word in words]])
-
-
-def _key(claim: Claim) -> str:
-    if isinstance(claim, Slot):
-        return f"{PREFIX}slot:{claim.name}"
-    if isinstance(claim, Budget):
-        return f"{PREFIX}budget:{claim.period}:{claim.name}"
-    return f"{PREFIX}rate:{'m' if claim.moving else 'f'}{claim.period_s:g}:{claim.name}"
-
-
-def _period(rate: Rate) -> tuple[int, int]:
-    """A rate's period and tick in microseconds: 1 is exact; see memory.py."""
-    period_us = int(rate.period_s * 1e6)
-    return period_us, 1 if rate.limit <= TICKS else max(1, period_us // TICKS)
-
-
-def _changes(held: Held, actual: Mapping[str, int]) -> bool:
-    claim = held.claim
-    return not isinstance(claim, Rate) or actual.get(claim.name, held.amount) != held.amount
-
-
 def _seconds(microseconds: int) -> float:
     return math.inf if microseconds < 0 else microseconds / 1e6
 
 
 def _rest_s(microseconds: int) -> float:
     return math.inf if microseconds >= FOREVER_US else microseconds / 1e6
-
-
-def _words(groups: Iterable[Iterable[Any]]) -> str:
-    return " ".join(map(str, itertools.chain.from_iterable(groups)))
 
 
 def _flat(groups: Iterable[Iterable[Any]]) -> list[Any]:
@@ -463,10 +493,6 @@ def _grouped(places: Sequence[Place]) -> dict[tuple[str, int], list[Place]]:
     for place in places:
         found.setdefault((place.name, place.limit), []).append(place)
     return found
-
-
-def _queue_keys(name: str) -> list[str]:
-    return [f"{PREFIX}queue:{part}:{name}" for part in ("held", "waiting", "alive")]
 
 
 def _record_keys(name: str) -> list[str]:

@@ -29,12 +29,12 @@ import tempfile
 import threading
 import time
 import zlib
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 from proxy.process import file_limit
-from proxy.state import Budget, Claim, Rate, Slot, Standing, StateLost, Verdict
+from proxy.state import Budget, Claim, Line, Plan, Rate, Slot, StateLost, Verdict
 from proxy.state.memory import Memory, Place
 from proxy.state.money import GROUP_S, Money
 
@@ -46,10 +46,11 @@ BACKLOG = 1024
 READ = 1 << 16
 PATIENCE_S = 2.0  # for the service's answer
 MARKS = 1 << 20  # bytes of the shared page
+PLANS = 10_000  # that are remembered as they were read
 PEER = struct.Struct("3i")  # pid, uid, gid: Linux's struct ucred
 KINDS: Mapping[str, tuple[type[Claim], tuple[Callable[[Any], Any], ...]]] = {
-    "r": (Rate, (str, int, float, bool, int)),
-    "b": (Budget, (str, int, str, int)),
+    "r": (Rate, (str, int, float, bool)),
+    "b": (Budget, (str, int, str)),
     "s": (Slot, (str, int)),
 }
 NAMES = {kind: name for name, (kind, _) in KINDS.items()}
@@ -57,14 +58,20 @@ ENCODE = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 MALFORMED = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 
 
-def packed(claim: Claim) -> list[Any]:
-    """A claim as JSON."""
-    return [NAMES[type(claim)], *claim]
+def packed(plan: Plan) -> bytes:
+    """A plan as JSON: its rates, what is charged, its slots, its line."""
+    parts = (plan.rates, plan.charged, plan.slots)
+    return ENCODE([*[[[NAMES[type(claim)], *claim] for claim in claims] for claims in parts], plan.line]).encode()
 
 
-@lru_cache(4096)
-def unpacked(name: str, *values: Any) -> Claim:
-    """The claim again. Raises one of MALFORMED."""
+def unpacked(data: bytes) -> Plan:
+    """The plan again. Raises one of MALFORMED."""
+    *parts, line = json.loads(data)
+    rates, charged, slots = ([_claim(*each) for each in claims] for claims in parts)
+    return Plan(rates, charged, slots, line and Line(str(line[0]), int(line[1])))
+
+
+def _claim(name: str, *values: Any) -> Any:
     kind, types = KINDS[name]
     return kind(*[of(value) for of, value in zip(types, values, strict=True)])
 
@@ -141,6 +148,7 @@ class Service:
         self._selector: selectors.BaseSelector | None = None
         self._flush_at = math.inf
         self._owners: dict[str, Owner] = {}
+        self._plans: dict[bytes, Plan] = {}  # as they are sent → as they are
 
     def listen(self) -> None:
         """Opens the socket: of this user alone, without a file where the system can do that (Linux)."""
@@ -273,7 +281,7 @@ class Service:
         if gone:
             self._owners = {name: other for name, other in self._owners.items() if other is not owner}
             for holder in owner.holders:
-                self._memory.settle(holder, {})
+                self._memory.settle(holder)
 
     # --- verbs: (connection, data, arguments) → the answer and its data
     def _hello(self, connection: Connection, data: bytes, owner: str) -> Answer:
@@ -282,18 +290,23 @@ class Service:
             connection.owner.connections += 1
         return None, b""
 
-    def _admit(self, connection: Connection, data: bytes, holder: str, claims: list[list[Any]]) -> Answer:
-        asked = [unpacked(*claim) for claim in claims]
-        verdict = self._memory.admit(holder, asked)
-        if verdict.refused is None:
+    def _admit(self, connection: Connection, data: bytes, holder: str, amounts: list[int]) -> Answer:
+        plan = self._plans.get(data) or self._planned(data)
+        if not isinstance(holder, str) or len(amounts) != len(plan.charged):
+            raise ValueError("a name is wanted, and an amount for each charge")
+        refused, retry_after_s, left, reset_s, place = self._memory.admit(holder, plan, amounts)
+        if refused < 0 and plan.settles:
             _owner(connection).holders.add(holder)
-            refused = -1
-        else:
-            refused = asked.index(verdict.refused)
-        return [refused, verdict.retry_after_s, [[each.left, each.reset_s] for each in verdict.standings]], b""
+        return place, array("d", (refused, retry_after_s, *left, *reset_s)).tobytes()
 
-    def _settle(self, connection: Connection, data: bytes, holder: str, actual: dict[str, int]) -> Answer:
-        self._memory.settle(holder, dict(actual))
+    def _planned(self, data: bytes) -> Plan:
+        if len(self._plans) >= PLANS:
+            self._plans.clear()
+        plan = self._plans[data] = unpacked(data)
+        return plan
+
+    def _settle(self, connection: Connection, data: bytes, holder: str, used: list[int]) -> Answer:
+        self._memory.settle(holder, used)
         _owner(connection).holders.discard(holder)
         return None, b""
 
@@ -308,7 +321,11 @@ class Service:
         _owner(connection).places[ticket] = (place, connection)
         return place.granted, b""
 
-    def _leave(self, connection: Connection, data: bytes, ticket: str) -> Answer:
+    def _leave(self, connection: Connection, data: bytes, holder: str) -> Answer:
+        self._memory.leave(holder)
+        return None, b""
+
+    def _give_up(self, connection: Connection, data: bytes, ticket: str) -> Answer:
         place, _ = _owner(connection).places.pop(ticket, (None, None))
         if place is not None:
             place.leave()
@@ -328,10 +345,14 @@ class Service:
 
 Answer = tuple[Any, bytes]
 PLAIN = ("fail", "rest", "resting", "trial", "forgive")
-SILENT = ("settle", "leave")  # nobody waits for these: what is asked later, on whatever connection, is answered later
+SILENT = (
+    "settle",
+    "leave",
+    "give_up",
+)  # nobody waits for these: what is asked later, on whatever connection, is answered later
 VERBS: Mapping[str, Callable[..., Answer]] = {
-    **{name: getattr(Service, f"_{name}") for name in ("hello", "admit", "settle", "queue", "leave", "get", "put")},
-    "quit": Service._leave,  # `leave`, answered: for who still waits
+    **{name: getattr(Service, f"_{name}") for name in ("hello", "admit", "settle", "leave", "queue", "give_up", "get", "put")},
+    "quit": Service._give_up,  # the same, answered: for who still waits
     **{name: (lambda service, connection, data, *rest, name=name: service._plain(name, *rest)) for name in PLAIN},
 }
 
@@ -365,10 +386,10 @@ class Link:
             self.sock.close()
             raise
 
-    def ask(self, question: Sequence[Any], data: bytes = b"") -> Any:
-        """One round trip. Raises OSError, ValueError."""
+    def ask(self, question: Sequence[Any], data: bytes = b"") -> tuple[Any, bytes]:
+        """One round trip: the answer and its data. Raises OSError, ValueError."""
         self.sock.sendall(frame(question, data))
-        return self.receive()[0]
+        return self.receive()
 
     def receive(self) -> tuple[Any, bytes]:
         """The next answer and its data. Raises OSError, ValueError."""
@@ -415,12 +436,11 @@ class Turn:
         self._left = True
         link, self._link = self._link, None
         if link is None:
-            self._client.tell("leave", self._ticket)
+            self._client.tell("give_up", self._ticket)
             return
         with self._client.used(link) as used:
             used.waits = False
-            answer = used.ask(["quit", self._ticket])
-            if answer is True:  # its turn came at this very moment
+            if used.ask(["quit", self._ticket])[0] is True:  # its turn came at this very moment
                 used.receive()
 
 
@@ -464,7 +484,7 @@ class Client:
             self._owner = self._owner or secrets.token_hex(16)
         return Link(self.service.address, self._owner)
 
-    def _ask(self, *question: Any, data: bytes = b"") -> Any:
+    def _ask(self, *question: Any, data: bytes = b"") -> tuple[Any, bytes]:
         link = None
         try:
             link = self._pooled() or self._connect()
@@ -479,27 +499,32 @@ class Client:
         with self.used() as link:
             link.sock.sendall(frame(question))
 
-    def admit(self, holder: str, claims: Sequence[Claim]) -> Verdict:
+    def admit(self, holder: str, plan: Plan, amounts: Sequence[int] = ()) -> Verdict:
         """See State."""
-        refused, retry_after_s, standings = self._ask("admit", holder, [packed(claim) for claim in claims])
-        told = [Standing(claim, *standing) for claim, standing in zip(claims, standings, strict=True)]
-        return Verdict(claims[refused] if refused >= 0 else None, retry_after_s, told)
+        plan.made = plan.made or packed(plan)
+        place, data = self._ask("admit", holder, amounts, data=plan.made)
+        told, size = array("d", data), len(plan.claims) + 2
+        return Verdict(int(told[0]), told[1], [int(left) for left in told[2:size]], told[size:], place)
 
-    def settle(self, holder: str, actual: Mapping[str, int]) -> None:
+    def settle(self, holder: str, used: Sequence[int] = ()) -> None:
         """See State."""
-        self.tell("settle", holder, actual)
+        self.tell("settle", holder, used)
+
+    def leave(self, holder: str) -> None:
+        """See State."""
+        self.tell("leave", holder)
 
     def queue(self, name: str, limit: int, size: int, holder: str) -> Turn | None:
         """See State."""
         ticket = f"{holder} {next(self._tickets)}"
         with self.used() as link:
-            granted = link.ask(["queue", name, limit, size, ticket])
+            granted, _ = link.ask(["queue", name, limit, size, ticket])
             link.waits = granted is False
         return None if granted is None else Turn(self, link if link.waits else None, ticket)
 
     def fail(self, name: str, limit: int, rest_s: float | None) -> float:
         """See State."""
-        return float(self._ask("fail", name, limit, rest_s))
+        return float(self._ask("fail", name, limit, rest_s)[0])
 
     def rest(self, name: str, rest_s: float) -> None:
         """See State."""
@@ -508,11 +533,11 @@ class Client:
     def resting(self, names: Sequence[str]) -> Mapping[str, float]:
         """See State."""
         asked = [name for name in names if self._page[mark_of(name)]]
-        return self._ask("resting", asked) if asked else {}
+        return self._ask("resting", asked)[0] if asked else {}
 
     def trial(self, name: str, within_s: float) -> bool:
         """See State."""
-        return not self._page[mark_of(name)] or bool(self._ask("trial", name, within_s))
+        return not self._page[mark_of(name)] or bool(self._ask("trial", name, within_s)[0])
 
     def forgive(self, name: str) -> None:
         """See State."""
@@ -521,9 +546,7 @@ class Client:
 
     def get(self, name: str) -> bytes | None:
         """See State."""
-        with self.used() as link:
-            link.sock.sendall(frame(["get", name]))
-            found, data = link.receive()
+        found, data = self._ask("get", name)
         return data if found else None
 
     def put(self, name: str, data: bytes, ttl_s: float, max_bytes: int) -> None:

@@ -19,7 +19,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from proxy.state import Budget, Claim, Rate, Slot, State, StateLost
+from proxy.state import Line, State, StateLost
+from tests.backends.claims import Asking, Budget, Claim, Rate, Slot
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOK_LONG_S = 30.0
@@ -36,6 +37,7 @@ class Worker:
 
     def __init__(self, state: State, control: socket.socket) -> None:
         self._state, self._control = state, control
+        self._asking = Asking(state)
         self._tickets: dict[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -58,9 +60,19 @@ class Worker:
 
     def admit(self, holder: str, given: list[list[Any]]) -> list[Any]:
         asked = claims(given)
-        verdict = self._state.admit(holder, asked)
+        verdict = self._asking.admit(holder, asked)
         refused = None if verdict.refused is None else asked.index(verdict.refused)
         return [refused, verdict.retry_after_s, [[each.left, each.reset_s] for each in verdict.standings]]
+
+    def admit_to(self, line: str, limit: int, holder: str) -> bool:
+        """Whether a slot of that line came with the admission."""
+        return self._asking.admit(holder, [], Line(line, limit)).place
+
+    def give_back(self, holder: str) -> None:
+        self._state.leave(holder)
+
+    def settle(self, holder: str, used: dict[str, int]) -> None:
+        self._asking.settle(holder, used)
 
     def storm(self, threads: int, each: int, given: list[list[Any]]) -> int:
         """How many of all those admissions at once are let through."""
@@ -68,7 +80,7 @@ class Worker:
 
         def attack(name: int) -> None:
             start.wait()
-            let.append(sum(self._state.admit(f"{os.getpid()} {name} {at}", asked).refused is None for at in range(each)))
+            let.append(sum(self._asking.admit(f"{os.getpid()} {name} {at}", asked).refused is None for at in range(each)))
 
         crowd = [threading.Thread(target=attack, args=(name,)) for name in range(threads)]
         for thread in crowd:

