@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable
+from functools import cache
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,12 @@ def file_limit() -> int:
         except (OSError, ValueError):
             logger.debug("the limit of open files stays at %d", soft)
     return max(8, (soft - SPARE_FILES) // FILES_A_CALL) if soft != resource.RLIM_INFINITY else 100_000
+
+
+@cache
+def start_secret() -> bytes:
+    """Random bytes of this start of the proxy, the same in all workers: the supervisor asks for them before it forks."""
+    return os.urandom(32)
 
 
 def load_requests() -> None:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
+from proxy.process import start_secret
+
 if TYPE_CHECKING:
     from proxy.state.service import Service
 
@@ -41,6 +43,7 @@ class Supervisor:
 
     def run(self, count: int) -> int:
         """See `supervise`."""
+        start_secret()
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
         signal.signal(signal.SIGHUP, self._reload)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import gzip
 import json
 import os
@@ -9,6 +11,7 @@ import re
 import resource
 import signal
 import sqlite3
+import termios
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -50,7 +53,7 @@ def logged(url: str, query: Query | None = None) -> list[Row]:
     """All rows, the oldest first."""
     store = open_store(url)
     try:
-        return list(store.each(query or Query()))
+        return [row for light in reversed(store.calls(query or Query(limit=10_000))) if (row := store.call(light.id))]
     finally:
         store.close()
 
@@ -283,6 +286,34 @@ class TestConversations:
         assert (first.key_name, second.key_name) == ("a", "b")
 
 
+class TestTimes:
+    def test_a_streams_events_have_their_times(self, tmp_path: Path) -> None:
+        def answer(exchange: Exchange) -> None:
+            exchange.start()
+            for at, text in enumerate(("Hel", "lo", "!")):
+                exchange.event({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]})
+                if at == 1:
+                    threading.Event().wait(0.3)
+            exchange.event(b"[DONE]")
+            exchange.end()
+
+        with Backend() as backend:
+            backend.on("/v1" + CHAT[3:], answer)
+            with Proxy(tmp_path, config(backend=backend.url)) as proxy:
+                to = {**proxy.headers, "target": "raw"}
+                assert ask(proxy.url, "POST", CHAT, chat("Hi", stream=True), to).status == 200
+                anthropic = {**chat("Hi", stream=True, max_tokens=5)}
+                assert ask(proxy.url, "POST", "/v1/messages", anthropic, to).status == 200
+                assert ask(proxy.url, "POST", CHAT, chat("Hi"), proxy.headers).status == 200
+        same, mapped, whole = in_file(tmp_path)
+        assert len(same.times) == 4
+        assert same.times[2] - same.times[1] >= 290
+        assert (same.first_ms or 0) - 1 <= same.times[0] <= same.times[1] <= same.times[3] <= same.total_ms + 1
+        assert len(mapped.times) == mapped.bodies["told"].count("data:")
+        assert max(mapped.times) - min(mapped.times) >= 290
+        assert not whole.times
+
+
 class TestSecrets:
     def test_none_is_in_the_file(self, tmp_path: Path) -> None:
         user_key = "key-of-ann-0123456789"
@@ -348,6 +379,52 @@ def storm(proxy: Proxy, streams: int, calls: int, at_once: int = 20) -> set[str]
     return right
 
 
+def endless(
+    proxy: Proxy, clients: int, streams: int, stopped: threading.Event | None = None, pace_s: float = 0.1
+) -> dict[str, float]:
+    """Calls, and some streams, that go on until the proxy is gone; what was answered right, and when (monotonic)."""
+    answered: dict[str, float] = {}
+    never = threading.Event()
+
+    def one(client: Client, name: str, stream: bool) -> None:
+        reply = client.ask("POST", CHAT, chat(f"Number {name}?", stream=stream))
+        told = "".join(re.findall(r'"content":"((?:[^"\\]|\\.)*)"', reply.body.decode()))
+        if f"Number {name}?" in told and (reply.whole or not stream):
+            answered[name] = time.monotonic()
+
+    def work(name: str, stream: bool) -> None:
+        with contextlib.suppress(OSError, ValueError, AssertionError), Client(proxy.url, headers=proxy.headers) as client:
+            for number in range(10_000):
+                if (stopped or never).wait(pace_s):
+                    return
+                one(client, f"{name}x{number}", stream)
+
+    jobs = [(f"c{number}", False) for number in range(clients)] + [(f"s{number}", True) for number in range(streams)]
+    for name, stream in jobs:
+        threading.Thread(target=work, args=(name, stream), daemon=True).start()
+    return answered
+
+
+def turns_right(turns: list[Json]) -> bool:
+    """Whether what was said last is answered."""
+    return turns[-1]["from"] == "gpt" and turns[-2]["value"] in turns[-1]["value"]
+
+
+def sound(database: str) -> set[str]:
+    """The names of the calls in the log: each is there once, with its own text, and the file is whole."""
+    if database.startswith("sqlite:"):
+        with sqlite3.connect(database.removeprefix("sqlite:///")) as conn:
+            assert conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            conn.execute("INSERT INTO words (words) VALUES ('integrity-check')")
+    rows = [row for row in logged(database) if "Number" in row.request["messages"][0]["content"]]
+    for row in rows:
+        if row.status == 200 and row.error is None:
+            assert row.request["messages"][0]["content"] in said(row)
+    names = [row.request["messages"][0]["content"][len("Number ") : -1] for row in rows]
+    assert len(names) == len(set(names))
+    return set(names)
+
+
 class TestLoad:
     @pytest.mark.parametrize("workers", [1, 2])
     def test_every_call_is_there_once_with_its_own_text(self, tmp_path: Path, database: str, workers: int) -> None:
@@ -363,44 +440,59 @@ class TestLoad:
             assert f"Number {name}?" in said(row)
             assert row.stream is name.startswith("s")
 
-    def test_a_kill_loses_the_last_second_at_most_and_leaves_the_file_sound(self, tmp_path: Path) -> None:
-        answered: dict[str, float] = {}
-        with Proxy(tmp_path, config()) as proxy:
+    def test_a_kill_loses_the_last_second_at_most_and_leaves_all_files_sound(self, tmp_path: Path, database: str) -> None:
+        text = config(f"database: '{database}'").replace("records: {", "records: {dataset: {session: lab}, ")
+        with Proxy(tmp_path, text) as proxy:
             calls_go_on(proxy, 1)
-            wait_for(lambda: len(in_file(tmp_path)) == 1)
-            pace, until = threading.Event(), time.monotonic() + 2.5
-
-            def work() -> None:
-                try:
-                    with Client(proxy.url, headers=proxy.headers) as client:
-                        while not pace.wait(0.01):
-                            reply = client.ask("POST", CHAT, chat("x"))
-                            answered[reply["x-request-id"] or ""] = time.monotonic()
-                except (OSError, ValueError):
-                    return
-
-            threads = [threading.Thread(target=work) for _ in range(4)]
-            for thread in threads:
-                thread.start()
-            pace.wait(until - time.monotonic())
-            killed = time.monotonic()
+            wait_for(lambda: len(logged(database)) == 1)
+            answered = endless(proxy, 2, 6, pace_s=0.15)
+            wait_for(lambda: len(answered) > 150)
             for process in (proxy.process.pid, *children(proxy)):
                 os.kill(process, signal.SIGKILL)
-            for thread in threads:
-                thread.join()
-        with sqlite3.connect(tmp_path / "calls.db") as conn:
-            assert conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-            kept = {found[0] for found in conn.execute("SELECT id FROM calls")}
-        due = {call for call, at in answered.items() if call and at < killed - 1.0}
+            killed = time.monotonic()
+        due = {name for name, at in list(answered.items()) if at < killed - 1.0}
         assert len(due) > 50
-        assert due <= kept
+        assert due <= sound(database)
+        told = json.loads((tmp_path / "datasets" / "lab.json").read_bytes())
+        assert all(turns_right(record["conversations"]) for record in told)
+        with Proxy(tmp_path, text) as proxy:  # what the killed one left is taken up
+            calls_go_on(proxy, 1)
+        assert len(json.loads((tmp_path / "datasets" / "lab.json").read_bytes())) > len(told)
+
+    def test_a_database_that_is_killed_and_comes_back_has_every_call_once(self, tmp_path: Path) -> None:
+        server = PostgresServer()
+        try:
+            with Proxy(tmp_path, config(f"database: '{server.url}'")) as proxy:
+                calls_go_on(proxy, 1)
+                wait_for(lambda: len(logged(server.url)) == 1)
+                stopped = threading.Event()
+                answered = endless(proxy, 4, 20, stopped)
+                wait_for(lambda: len(answered) > 200)
+                server.kill()
+                before = len(answered)
+                wait_for(lambda: len(answered) > before + 100)  # no call waits for it
+                server.start()
+                wait_for(lambda: len(answered) > before + 200)
+                proxy.wait_for_log("the call log is written again")
+                stopped.set()
+                assert proxy.stop() == 0
+            assert set(answered) <= sound(server.url)
+        finally:
+            server.close()
 
     def test_what_a_killed_proxy_had_handed_over_is_written(self, tmp_path: Path) -> None:
         with Proxy(tmp_path, config()) as proxy:
-            calls_go_on(proxy, 50)
-            wait_for(lambda: (tmp_path / "calls.db").exists() and len(in_file(tmp_path)) > 0)
+            calls_go_on(proxy, 1)
+            wait_for(lambda: (tmp_path / "calls.db").exists() and len(in_file(tmp_path)) == 1)
+            (writer,) = children(proxy)
+            os.kill(writer, signal.SIGSTOP)
+            calls_go_on(proxy, 1)
+            given = os.open(f"/proc/{writer}/fd/0", os.O_RDONLY | os.O_NONBLOCK)
+            wait_for(lambda: fcntl.ioctl(given, termios.FIONREAD, bytes(4)) != bytes(4))
+            os.close(given)
             proxy.signal(signal.SIGKILL)
-        wait_for(lambda: len(in_file(tmp_path)) == 50)
+            os.kill(writer, signal.SIGCONT)
+        wait_for(lambda: len(in_file(tmp_path)) == 2)
 
     def test_a_writer_that_dies_is_replaced_and_nothing_is_there_twice(self, tmp_path: Path) -> None:
         with Proxy(tmp_path, config()) as proxy:

@@ -237,6 +237,7 @@ def test_a_change_needs_its_token_and_this_origin(proxy: Proxy, headers: Mapping
     visitor = Visitor(proxy, KEY)
     for path, body in (
         ("stop", {"id": "x"}),
+        ("keep", {"id": "x"}),
         ("config/apply", {"text": ""}),
         ("relay/v1/chat/completions", CHAT),
         ("logout", {}),
@@ -293,13 +294,20 @@ def test_a_session_ends_with_its_time(tmp_path: Path, backend: Backend) -> None:
         eventually(lambda: visitor.request("GET", "session").status == 401)
 
 
-def test_a_session_outlives_a_restart_and_ends_with_the_master_key(tmp_path: Path, backend: Backend) -> None:
+def test_a_session_ends_with_a_restart_so_that_who_has_logged_out_stays_out(tmp_path: Path, backend: Backend) -> None:
     with Proxy(tmp_path, config_for(backend)) as proxy:
-        visitor = Visitor(proxy, KEY)
-    for key, status in ((KEY, 200), ("another-master-key", 401)):
-        with Proxy(tmp_path, config_for(backend), key=key) as proxy:
+        left, stayed = Visitor(proxy, KEY), Visitor(proxy, KEY)
+        assert left.send("logout", {}).status == 200
+    with Proxy(tmp_path, config_for(backend)) as proxy:
+        for visitor in (left, stayed):
             visitor.url = proxy.url
-            assert visitor.request("GET", "session").status == status
+            assert visitor.request("GET", "session").status == 401
+
+
+def test_every_worker_knows_a_session(tmp_path: Path, backend: Backend) -> None:
+    with Proxy(tmp_path, config_for(backend) + "system: {workers: 3}\n") as proxy:
+        visitor = Visitor(proxy, KEY)
+        assert {visitor.request("GET", "session").status for _ in range(20)} == {200}
 
 
 def test_a_session_ends_with_its_key(tmp_path: Path, backend: Backend) -> None:

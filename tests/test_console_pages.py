@@ -232,9 +232,24 @@ def test_a_streamed_call_shows_its_events(page: Page, proxy: Proxy) -> None:
     call_page(page, proxy, "a streamed question")
     events = page.get_by_role("region", name="What the client got").get_by_role("listitem")
     expect(events.first).to_contain_text("You sai")
+    expect(events.first).to_contain_text(re.compile(r"^\d+ ms "))
     assert events.count() > 3
     events.first.locator("summary").click()
     expect(events.first.locator("pre")).to_contain_text("chat.completion.chunk")
+
+
+def test_a_call_is_kept_as_a_cassette(page: Page, proxy: Proxy) -> None:
+    call = next(call for call in logged(proxy) if call["title"] == "from Anthropic")
+    log_in(page, proxy, where=f"calls/{call['id']}")
+    page.get_by_role("button", name="Keep a cassette").click()
+    told = page.get_by_role("region", name="Result")
+    expect(told).to_contain_text(f"Kept in cassettes/{call['id']}.json. Today's mappers make the same of it.")
+    assert "from Anthropic" in (proxy.folder / "cassettes" / f"{call['id']}.json").read_text()
+    unmapped = next(call for call in logged(proxy) if call["title"] == "a streamed question")
+    page.goto(f"{proxy.url}/console/#calls/{unmapped['id']}")
+    expect(page.locator(".facts")).to_contain_text(unmapped["id"])
+    page.get_by_role("button", name="Keep a cassette").click()
+    expect(page.get_by_role("alert").filter(has_text="there is nothing to replay")).to_be_visible()
 
 
 def test_a_call_is_copied_as_curl_and_replayed_elsewhere(page: Page, proxy: Proxy) -> None:

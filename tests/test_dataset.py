@@ -19,15 +19,21 @@ from proxy.records.dataset import Session, record_of
 from proxy.records.store import Row
 from tests.backends.proxy import KEY, Proxy
 from tests.backends.sockets import Backend, Client, Exchange, ask
+from tests.configs import PLAIN, Load, fault, load
 
+__all__ = ["load"]  # a fixture
 Json = dict[str, Any]
 CONFIG = """
 system: {workers: WORKERS}
 records: {dataset: {session: lab}}
+keys: {ann: {key: ann-key-0123456789}, bob: {key: bob-key-0123456789}}
 targets:
   default: back
   back: {url: URL, dialect: openai}
 """
+
+
+ANN, BOB = "ann-key-0123456789", "bob-key-0123456789"
 
 
 def say(text: str) -> Json:
@@ -121,6 +127,17 @@ class TestConversations:
             chat(proxy, say("Hello"), answered("re: Hello!"), say("More"), extra="again")
         assert read(tmp_path) == [[("human", "Hello"), ("gpt", "re: Hello!"), ("human", "More"), ("gpt", "re: More!")]]
 
+    def test_two_people_who_say_the_same_have_a_conversation_each(self, tmp_path: Path, backend: Backend) -> None:
+        turns = [say("Hello"), answered("re: Hello"), say("More")]
+        with started(tmp_path, backend) as proxy:
+            for messages in (turns[:1], turns):
+                for key in (ANN, BOB):
+                    body, headers = {"model": "m", "messages": messages}, {"authorization": f"Bearer {key}"}
+                    assert ask(proxy.url, "POST", "/v1/chat/completions", body, headers).status == 200
+        told = json.loads((tmp_path / "datasets" / "lab.json").read_bytes())
+        assert sorted(record["key"] for record in told) == ["ann", "bob"]
+        assert [turns[-1] for turns in read(tmp_path)] == [("gpt", "re: More")] * 2
+
     def test_a_branch_is_a_conversation_of_its_own(self, tmp_path: Path, backend: Backend) -> None:
         with started(tmp_path, backend) as proxy:
             chat(proxy, say("Hello"))
@@ -187,19 +204,23 @@ class TestSessions:
         assert read(tmp_path) == [[("human", "Old"), ("gpt", "times"), ("human", "New"), ("gpt", "re: New")]]
 
     @pytest.mark.parametrize("name", ["../out", "/tmp/out", "a/b", "..", ".hidden", "", "a\x00b", "a\nb", "x" * 101, "ü"])
-    def test_a_session_cannot_leave_its_folder(self, tmp_path: Path, name: str) -> None:
+    def test_a_session_cannot_leave_its_folder(self, load: Load, name: str) -> None:
+        text = f"records: {{dataset: {{session: {json.dumps(name)}}}}}\n"
+        assert "records.dataset.session: must be" in fault(load, PLAIN + text)
+
+    def test_nor_does_a_proxy_start_that_is_told_to(self, tmp_path: Path) -> None:
         (tmp_path / "config.yaml").write_text(
-            f'records: {{dataset: {{session: {json.dumps(name)}}}}}\ntargets: {{default: demo, demo: {{url: "demo://"}}}}\n'
+            'records: {dataset: {session: "../out"}}\ntargets: {default: demo, demo: {url: "demo://"}}\n'
         )
         with pytest.raises(RuntimeError, match=r"records\.dataset\.session"), Proxy(tmp_path, None):
             pass
-        assert {path.name for path in tmp_path.iterdir()} == {"config.yaml"}
-        if name and "\0" not in name:  # no command line can carry that
+        for name in ("../out", "ü"):
             with (
                 pytest.raises(RuntimeError, match="--session"),
                 Proxy(tmp_path, None, "--target", "http://127.0.0.1:9", "--session", name),
             ):
                 pass
+        assert {path.name for path in tmp_path.iterdir()} == {"config.yaml"}
 
     def test_a_symbolic_link_is_not_followed(self, tmp_path: Path, backend: Backend) -> None:
         folder, outside = tmp_path / "datasets", tmp_path / "outside"
@@ -251,8 +272,8 @@ class TestSessions:
 
 
 class TestSoundness:
-    @pytest.mark.parametrize("workers", [1, 3])
-    def test_500_conversations_at_once(self, tmp_path: Path, backend: Backend, workers: int) -> None:
+    @pytest.mark.parametrize(("count", "workers"), [(100, 1), (500, 3)])
+    def test_many_conversations_at_once(self, tmp_path: Path, backend: Backend, count: int, workers: int) -> None:
         def talk(number: int) -> None:
             first = say(f"Hello {number}")
             with Client(proxy.url, headers=proxy.headers) as client:
@@ -261,11 +282,11 @@ class TestSoundness:
                     assert client.ask("POST", "/v1/chat/completions", body).status == 200
 
         with started(tmp_path, backend, workers) as proxy, ThreadPoolExecutor(32) as pool:
-            list(pool.map(talk, range(500)))
+            list(pool.map(talk, range(count)))
         found = read(tmp_path)
-        assert {turns[0][1] for turns in found if len(turns) == 4} == {f"Hello {number}" for number in range(500)}
+        assert {turns[0][1] for turns in found if len(turns) == 4} == {f"Hello {number}" for number in range(count)}
         assert all(turns[1][1] == "re: " + turns[0][1] for turns in found)
-        assert len(found) == 500
+        assert len(found) == count
 
     @pytest.mark.parametrize("workers", [1, 3])
     def test_killed_at_any_moment_the_file_is_valid_and_goes_on(self, tmp_path: Path, backend: Backend, workers: int) -> None:

@@ -148,6 +148,14 @@ class TestCounting:
 
 
 class TestWorkers:
+    def test_a_reload_that_names_other_workers_goes_on_counting(self, tmp_path: Path) -> None:
+        with Proxy(tmp_path, config()) as proxy:
+            chat(proxy)
+            (tmp_path / "config.yaml").write_text(config(2))
+            assert ask(proxy.url, "POST", "/mooltiproxy/reload", b"", proxy.headers).status == 200
+            chat(proxy)
+            until(proxy, lambda found: total(found, "requests_total") == 2)
+
     def test_all_workers_are_added_up_whoever_is_asked(self, tmp_path: Path) -> None:
         with Proxy(tmp_path, config(3)) as proxy, ThreadPoolExecutor(8) as pool:
             assert all(reply.status == 200 for reply in pool.map(lambda _: chat(proxy), range(60)))
@@ -198,6 +206,15 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
 
 
 class TestWhoMayLook:
+    def test_a_persons_key_sees_no_other_keys_series(self, proxy: Proxy) -> None:
+        for key in (ALICE, "carol-has-a-long-key"):
+            ask(proxy.url, "POST", "/v1/chat/completions", CHAT, {"authorization": f"Bearer {key}"})
+        until(proxy, lambda found: {("key_requests_total", name, "2xx") for name in ("alice", "carol")} <= set(found))
+        told = ask(proxy.url, "GET", "/metrics", None, {"authorization": "Bearer carol-has-a-long-key"}).body.decode()
+        assert 'key="carol"' in told
+        assert "alice" not in told
+        assert "mooltiproxy_request_seconds_count" in told  # what is everybody's
+
     @pytest.mark.parametrize(
         ("key", "status"), [(None, 403), (ALICE, 403), ("carol-has-a-long-key", 200), ("test-master-key", 200)]
     )

@@ -7,6 +7,9 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,15 @@ import psycopg
 import pytest
 
 from proxy.errors import ConfigError
-from proxy.records.sql import VERSION
+from proxy.records.search import SPAN
 from proxy.records.store import Query, Row, RowRefused, Store, StoreLost, open_store
+from proxy.records.tables import VERSION
 from tests.backends import postgres_server
 from tests.backends.postgres_server import PostgresServer
 
 BEGIN = 1_700_000_000.0  # 2023-11-14T22:13:20Z
 DAY_S = 86400.0
+DATA = Path(__file__).with_name("data")
 
 
 def row(number: int, **more: Any) -> Row:
@@ -147,7 +152,6 @@ class TestCalls:
         ]
         store.write([row(number, **change) for number, change in enumerate(changes)])
         assert numbers(store.calls(query)) == wanted
-        assert numbers(store.each(query)) == wanted[::-1]
 
     @pytest.mark.parametrize(
         ("text", "wanted"),
@@ -178,12 +182,6 @@ class TestCalls:
         )
         assert numbers(store.calls(Query(text=text))) == wanted
 
-    def test_each_goes_through_more_than_a_page(self, store: Store) -> None:
-        store.write([row(number) for number in range(450)])
-        found = list(store.each(Query()))
-        assert numbers(found) == list(range(450))
-        assert found[-1].response["choices"][0]["message"]["content"] == "answer449"
-
     def test_a_person_sees_their_own_rows_only(self, store: Store) -> None:
         store.write([row(1, leaves=["a"]), row(2, key_name="bob", leaves=["b"])])
         theirs = Query(key_name="bob")
@@ -193,6 +191,115 @@ class TestCalls:
         assert not store.rename(row(1).id, "mine", "bob")
         assert not store.hide(row(1).id, "bob")
         assert {day["key_name"] for day in store.usage(theirs, "key_name")} == {"bob"}
+
+
+MANY = SPAN + 600  # calls of two slices
+WORDS = ("sky", "skylark", "rain", "rainy", "Café", "STRASSE")
+
+
+def varied(number: int) -> Row:
+    """One of many: each fact changes with another rhythm. Every third call begins a second before the one before it."""
+    return row(
+        number,
+        at=BEGIN + number - (2 if number % 3 == 2 else 0),
+        key_name=("alice", "bob", None)[number % 3],
+        target=("llama", "gpt")[number % 2],
+        model_asked=f"m{number % 5}",
+        model_served=f"m{number % 7}",
+        status=(200, 500, 429)[number % 11 % 3],
+        front=("openai", "ollama")[number % 13 % 2],
+        conversation=f"talk{number // 4}",
+        title=f"Talk {number // 4}",
+        said=f"{WORDS[number % 6]} {'needle' if number in (5, MANY - 5) else 'hay'}",
+    )
+
+
+def fits(kept: Row, query: Query) -> bool:
+    """What a query means, said once more."""
+    words = kept.request["messages"][0]["content"].replace("é", "e").lower().split()
+    asked = [word.replace("é", "e").replace("ß", "ss").lower() for word in (query.text or "").split()]
+    failed = {"ok": kept.status < 400, "error": kept.status >= 400}
+    return (
+        all(getattr(query, name) in (None, getattr(kept, name)) for name in ("key_name", "target", "front", "conversation"))
+        and query.model in (None, kept.model_asked, kept.model_served)
+        and (query.status is None or failed.get(query.status, query.status == str(kept.status)))
+        and kept.at >= (query.since or 0)
+        and all(any(word == part or (part[-1] == "*" and word.startswith(part[:-1])) for word in words) for part in asked)
+    )
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def many(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, list[Row]]]:
+    """Calls of two slices, and all of them, the newest first."""
+    folder = tmp_path_factory.mktemp("many")
+    store = open_store(f"sqlite:///{folder}/calls.db" if request.param == "sqlite" else postgres_server.shared().database())
+    rows = [varied(number) for number in range(MANY)]
+    for begin in range(0, MANY, 1000):
+        store.write(rows[begin : begin + 1000])
+    yield store, sorted(rows, key=lambda kept: (kept.at, kept.id), reverse=True)
+    store.close()
+
+
+QUERIES = [
+    Query(text=text, key_name=key, target=target, model=model, status=status, front=front)
+    for text in (None, "sky*", "rain hay", "needle", "straße")
+    for key in (None, "bob")
+    for target, model, status, front in (
+        (None, None, None, None),
+        ("gpt", None, "error", None),
+        (None, "m3", None, None),
+        ("llama", "m3", "429", "ollama"),
+        ("gpt", "none", "ok", None),
+    )
+]
+
+
+class TestSearch:
+    def test_every_combination_finds_what_is_there_in_its_order(self, many: tuple[Store, list[Row]]) -> None:
+        store, rows = many
+        for query in [*QUERIES, Query(conversation="talk7", text="sky*"), Query(since=BEGIN + MANY - 9, text="hay")]:
+            wanted = [kept.id for kept in rows if fits(kept, query)]
+            page = store.calls(replace(query, limit=20))
+            assert [kept.id for kept in page] == wanted[:20], query
+            assert (page.before is None) is (len(wanted) < 20), query
+
+    @pytest.mark.parametrize("within_s", [0.0, 10.0])
+    def test_pages_hold_all_of_it_once_however_little_time_each_has(
+        self, many: tuple[Store, list[Row]], within_s: float
+    ) -> None:
+        store, rows = many
+        for query in (Query(text="needle"), Query(text="sky*", key_name="alice", limit=300), Query(model="m3", limit=500)):
+            found: list[str] = []
+            before: tuple[float, str] | None = None
+            while page := store.calls(replace(query, before=before), within_s):
+                found += [kept.id for kept in page]
+                before = page.before
+                if before is None:
+                    break
+            assert found == [kept.id for kept in rows if fits(kept, query)]
+
+    @pytest.mark.parametrize("within_s", [0.0, 10.0])
+    def test_pages_of_conversations_hold_each_once(self, many: tuple[Store, list[Row]], within_s: float) -> None:
+        store, rows = many
+        for query in (Query(text="skylark", limit=400), Query(text="needle"), Query(text="alk 1001"), Query(limit=900)):
+            found: list[Any] = []
+            before: tuple[float, str] | None = None
+            pages = 0
+            while pages == 0 or before is not None:
+                page = store.conversations(replace(query, before=before), within_s)
+                found += [(kept.conversation, kept.key_name) for kept in page]
+                before = page.before
+                pages += 1
+                assert pages < 100
+            hits = [kept for kept in rows if fits(kept, query)] if "alk" not in (query.text or "") else []
+            wanted = dict.fromkeys((kept.conversation, kept.key_name) for kept in hits)
+            if query.text == "alk 1001":
+                wanted = dict.fromkeys(("talk1001", key) for key in ("alice", "bob", None))
+            assert len(found) == len(set(found))
+            assert set(found) == set(wanted)
+
+    def test_nothing_is_found_where_nothing_is(self, store: Store) -> None:
+        assert store.calls(Query(text="sky", status="ok")) == store.conversations(Query(text="sky")) == []
 
 
 class TestConversations:
@@ -261,6 +368,25 @@ class TestSums:
         assert store.latency(Query(key_name="nobody")) == {}
 
 
+class TestLargest:
+    def test_conversations_by_what_they_used(self, store: Store) -> None:
+        store.write([row(1, leaves=["a"], title="Small", tokens_in=5, tokens_out=5, cost=0.1)])
+        store.write([row(2, leaves=["b"], title="Large", tokens_in=50), row(3, key_name="bob", leaves=["c"], tokens_in=20)])
+        store.write(
+            [row(4, at=BEGIN + DAY_S, follows=["b"], leaves=["d"], status=500, tokens_out=50, tokens_cached=2, cost=1.0)]
+        )
+        found = store.usage(Query(), "conversation")
+        assert [(each["conversation"], each["tokens_in"] + each["tokens_out"]) for each in found] == [
+            (row(2).id, 100),
+            (row(3).id, 20),
+            (row(1).id, 10),
+        ]
+        facts = {"calls": 2, "errors": 1, "tokens_in": 50, "tokens_cached": 2, "tokens_out": 50, "cost": 1.0}
+        assert found[0] == {"day": "2023-11-15", "conversation": row(2).id, "key_name": "alice", "title": "Large", **facts}
+        assert [each["title"] for each in store.usage(Query(key_name="alice", limit=1), "conversation")] == ["Large"]
+        assert [each["title"] for each in store.usage(Query(since=BEGIN + 9), "conversation")] == ["Large"]
+
+
 class TestForgetting:
     def test_what_is_too_old_goes_with_all_that_tells_of_it(self, store: Store) -> None:
         now = time.time()
@@ -279,6 +405,56 @@ class TestForgetting:
         assert store.forget(None, 100_000) == 0
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def old(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database of version 1, with four calls: one conversation of two calls, one of bob's, and a call without a key."""
+    if request.param == "sqlite":
+        with closing(sqlite3.connect(tmp_path / "calls.db")) as file:
+            file.executescript((DATA / "calls-1.sqlite.sql").read_text())
+        return f"sqlite:///{tmp_path}/calls.db"
+    url = postgres_server.shared().database()
+    with psycopg.connect(url) as conn:
+        conn.execute((DATA / "calls-1.postgres.sql").read_text())
+    return url
+
+
+class TestUpgrade:
+    def test_an_old_database_keeps_every_row_and_is_searched_like_a_new_one(self, old: str) -> None:
+        for _ in range(2):  # the second time there is nothing to do
+            store = open_store(old)
+            assert numbers(store.calls(Query())) == [4, 3, 2, 1]
+            assert numbers(store.calls(Query(text="SKY bl*"))) == [1]
+            assert numbers(store.calls(Query(text="rain*", key_name="bob", status="error", target="gpt"))) == [3]
+            first = store.call(row(1).id)
+            assert first is not None
+            assert (first.title, first.tokens_in, first.request["messages"][0]["content"]) == (
+                "Renamed",
+                10,
+                "Why is the sky blue?",
+            )
+            assert [(each["title"], each["calls"], each["tokens_in"]) for each in store.usage(Query(), "conversation")] == [
+                ("Renamed", 2, 30),
+                ("Other", 1, 0),
+            ]
+            assert store.latency(Query())["first_p50"] == pytest.approx(20, rel=0.05)
+            assert sum(day["calls"] for day in store.usage(Query(), "target")) == 4
+            store.close()
+        store = open_store(old)
+        store.write([row(5, follows=["b"], leaves=["e"], said="more sky")])
+        assert numbers(store.calls(Query(text="sky"))) == [5, 1]
+        assert numbers(store.conversation(row(1).id)) == [1, 2, 5]
+        assert store.forget(None, 0) == 5
+        assert store.calls(Query()) == store.calls(Query(text="sky")) == []
+        store.close()
+
+    def test_several_that_open_it_at_once_upgrade_it_once(self, old: str) -> None:
+        with ThreadPoolExecutor(4) as pool:
+            stores = list(pool.map(lambda _: open_store(old), range(4)))
+        assert [numbers(store.calls(Query(text="sky"))) for store in stores] == [[1]] * 4
+        for store in stores:
+            store.close()
+
+
 class TestSharing:
     def test_several_write_at_once_and_all_is_there(self, url: str) -> None:
         def work(worker: int) -> None:
@@ -293,7 +469,7 @@ class TestSharing:
         for thread in threads:
             thread.join()
         store = open_store(url)
-        assert len(list(store.each(Query()))) == 400
+        assert len(store.calls(Query(limit=1000))) == 400
         assert [day["calls"] for day in store.usage(Query(), "target")] == [400]
         store.close()
 

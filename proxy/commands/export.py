@@ -17,7 +17,7 @@ from proxy.project import Project
 from proxy.records.forms import FORMS
 from proxy.records.store import Query, Row, Store, StoreLost, open_store
 
-PAGE = 200  # calls that are looked at together
+PAGE = 1000  # calls that are read at once
 
 
 def run(project: Project) -> int:

@@ -58,6 +58,7 @@ ROUTES = (
     Route("GET", "/api/calls", "api:calls", "Recorded calls, newest first", (*NARROWS, "before", "limit")),
     Route("GET", "/api/calls.csv", "api:calls_csv", "The same as a table, up to 100,000 calls", NARROWS, kind="text/csv"),
     Route("GET", "/api/call", "api:call", "All that is kept of one call", ("id",)),
+    Route("POST", "/api/keep", "keep:keep", "Write a recorded call as a cassette", ("id",)),
     Route(
         "GET", "/api/conversations", "api:conversations", "The latest call of each conversation", (*NARROWS, "before", "limit")
     ),

@@ -19,7 +19,7 @@ from proxy.console.live import board_of
 from proxy.console.sessions import Visitor, body_of, settings
 from proxy.console.sessions import visitor as who_asks
 from proxy.errors import BadRequest, ProxyError, Refused
-from proxy.records.store import Query, Row, RowRefused, Store, StoreLost
+from proxy.records.store import Page, Query, Row, RowRefused, Store, StoreLost
 from proxy.relay import Relay
 
 if TYPE_CHECKING:
@@ -30,9 +30,10 @@ BEAT = 20  # looks after which a page that nothing changes for hears from us
 MOST_ROWS = 500  # of one list
 TABLE_ROWS = 100_000  # of one CSV file
 YEAR_10000 = 253_402_300_800  # seconds since the epoch: no calendar goes further
-RECENT = 1000  # calls among which the top conversations are looked for
+WITHIN_S = 0.2  # of looking for rows: then a page ends, and says where to go on
+LARGEST = 10  # conversations
 BY = ("key_name", "model_served", "target", "user")
-HEAVY = ("request", "response", "bodies", "follows", "leaves")
+HEAVY = ("request", "response", "bodies", "times", "follows", "leaves")
 FORMULA = re.compile(r"[=+\-@\t\r]")  # what a spreadsheet takes for a formula at the beginning of a cell
 CALL_COLUMNS = (
     *("id", "at", "key_name", "user", "client", "front", "path", "target", "model_asked", "model_served", "status", "error"),
@@ -110,7 +111,7 @@ def session(visit: Visit, visitor: Visitor) -> None:
         "csrf": visitor.csrf,
         "expires": visitor.expires,
         "edit": console.edit and visitor.is_master,
-        "presets": console.presets,
+        "presets": dict(console.presets),
         "targets": [name for name in names if key is None or not key.targets or name in key.targets],
         "default": config.default,
         "records": bool(config.records and config.records.calls),
@@ -178,26 +179,36 @@ def _calls(store: Store, query: Query) -> Any:
     return store.calls(query)
 
 
+def _told(visit: Visit, name: str, page: Page) -> None:
+    """A page of rows. It may hold fewer than asked for, or none, and yet there are `more`, behind `before`."""
+    before = page.before and f"{page.before[0]!r} {page.before[1]}"
+    visit.reply.json(200, {name: [_light(row) for row in page], "more": before is not None, "before": before})
+
+
 def calls(visit: Visit, visitor: Visitor) -> None:
     """GET /console/api/calls"""
     query = _query(visit, visitor)
-    rows = _from_store(visit, lambda store: store.calls(query))
-    visit.reply.json(200, {"calls": [_light(row) for row in rows], "more": len(rows) == query.limit})
+    _told(visit, "calls", _from_store(visit, lambda store: store.calls(query, WITHIN_S)))
 
 
 def call(visit: Visit, visitor: Visitor) -> None:
     """GET /console/api/call"""
-    row = _from_store(visit, lambda store: store.call(asked(visit).get("id", ""), visitor.viewer))
+    row = recorded(visit, visitor, asked(visit).get("id", ""))
+    visit.reply.json(200, {name: value for name, value in asdict(row).items() if name not in HEAVY[4:]})
+
+
+def recorded(visit: Visit, visitor: Visitor, id: str) -> Row:
+    """A call in the log that the visitor may see. Raises Refused (404)."""
+    row: Row | None = _from_store(visit, lambda store: store.call(id, visitor.viewer))
     if row is None:
         raise Refused("no such call is kept", status=404, code="no_such_call")
-    visit.reply.json(200, {name: value for name, value in asdict(row).items() if name not in HEAVY[3:]})
+    return row
 
 
 def conversations(visit: Visit, visitor: Visitor) -> None:
     """GET /console/api/conversations"""
     query = _query(visit, visitor)
-    rows = _from_store(visit, lambda store: store.conversations(query))
-    visit.reply.json(200, {"conversations": [_light(row) for row in rows], "more": len(rows) == query.limit})
+    _told(visit, "conversations", _from_store(visit, lambda store: store.conversations(query, WITHIN_S)))
 
 
 def conversation(visit: Visit, visitor: Visitor) -> None:
@@ -240,10 +251,10 @@ def _by(visit: Visit) -> str:
 def usage(visit: Visit, visitor: Visitor) -> None:
     """GET /console/api/usage"""
     query, by = _query(visit, visitor), _by(visit)
-    recent = replace(query, limit=RECENT)
+    largest = replace(query, limit=LARGEST)
 
     def ask(store: Store) -> dict[str, Any]:
-        return {"days": list(store.usage(query, by)), "conversations": _top(store.calls(recent)), "among": RECENT}
+        return {"days": list(store.usage(query, by)), "conversations": list(store.usage(largest, "conversation"))}
 
     visit.reply.json(200, _from_store(visit, ask))
 
@@ -254,40 +265,27 @@ def latency(visit: Visit, visitor: Visitor) -> None:
     visit.reply.json(200, dict(_from_store(visit, lambda store: store.latency(query))))
 
 
-def _top(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """The conversations that used most tokens, the ten first of them."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        if row.conversation:
-            new = {"id": row.conversation, "title": row.title, "key_name": row.key_name, "calls": 0, "tokens": 0, "cost": 0.0}
-            sums = found.setdefault(row.conversation, new)
-            sums["calls"] += 1
-            sums["tokens"] += (row.tokens_in or 0) + (row.tokens_out or 0)
-            sums["cost"] += row.cost or 0.0
-    return sorted(found.values(), key=lambda sums: -sums["tokens"])[:10]
-
-
 def limits(visit: Visit, visitor: Visitor) -> None:
     """GET /console/api/limits: of every key that the visitor may see; nothing is taken by looking."""
     generation = visit.generation
     names = [name for name in generation.config.keys if visitor.viewer in (None, name)]
     counted = generation.traffic.limits if generation.traffic else None
     told = [
-        {"key_name": name, **vars_of(standing)}
+        {"key_name": name, **vars_of(*standing)}
         for name in names
         for standing in (counted.standings(generation.config.keys[name]) if counted else ())
     ]
     visit.reply.json(200, {"limits": told})
 
 
-def vars_of(standing: Any) -> dict[str, Any]:
-    """A Standing as a page is told it: money in US dollars."""
-    claim, money = standing.claim, hasattr(standing.claim, "period")
+def vars_of(claim: Any, left: int, reset_s: float) -> dict[str, Any]:
+    """How a claim stands, as a page is told it: money in US dollars."""
+    money = hasattr(claim, "period")
     scale = 1e6 if money else 1
     what = "budget" if money else "tokens" if ".tokens " in claim.name else "requests"
     per = claim.period if money else claim.period_s
-    reset_s = standing.reset_s if math.isfinite(standing.reset_s) else None
-    return {"what": what, "limit": claim.limit / scale, "left": max(0, standing.left) / scale, "per": per, "reset_s": reset_s}
+    back_s = reset_s if math.isfinite(reset_s) else None
+    return {"what": what, "limit": claim.limit / scale, "left": max(0, left) / scale, "per": per, "reset_s": back_s}
 
 
 # --- tables
@@ -302,9 +300,9 @@ def calls_csv(visit: Visit, visitor: Visitor) -> None:
         for _ in range(TABLE_ROWS // narrowed.limit):
             page = _from_store(visit, partial(_calls, query=narrowed))
             yield from ([getattr(row, name) for name in CALL_COLUMNS] for row in page)
-            if len(page) < narrowed.limit:
+            if page.before is None:
                 return
-            narrowed = replace(narrowed, before=(page[-1].at, page[-1].id))
+            narrowed = replace(narrowed, before=page.before)
 
     _table(visit, "calls", CALL_COLUMNS, rows())
 

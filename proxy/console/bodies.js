@@ -114,12 +114,14 @@ export function pretty(value, changed = new Map()) {
   return lines;
 }
 
-/** A stream as numbered events, each with what it adds to the text; its whole JSON below. */
-export function events(list) {
+/** A stream as numbered events, each with when it went (ms after the call's beginning) and what it adds to the text; its whole
+ * JSON below. */
+export function events(list, times = []) {
   return el(
     "ol",
     { class: "events" },
-    list.map((event) => {
+    list.map((event, at) => {
+      const time = times[at] === undefined ? "" : `${times[at]} ms`;
       const kind = typeof event === "string" ? event : (event.type ?? event.object ?? Object.keys(event)[0] ?? "");
       const finish = event.choices?.[0]?.finish_reason;
       return el(
@@ -128,7 +130,7 @@ export function events(list) {
         el(
           "details",
           {},
-          el("summary", {}, el("span", { class: "quiet" }, kind), " ", el("q", {}, said(event)), finish ? ` ${finish}` : ""),
+          el("summary", {}, el("span", { class: "quiet" }, time ? `${time} ${kind}` : kind), " ", el("q", {}, said(event)), finish ? ` ${finish}` : ""),
           el("pre", { tabindex: "0" }, JSON.stringify(event, null, 2)),
         ),
       );

@@ -2,7 +2,7 @@
 
 import { answer, differences, events, pretty, read } from "./bodies.js";
 import { button, copy, doing, duration, el, field, moment, money, number, put, save, say, select, table } from "./dom.js";
-import { ask, raw, session } from "./session.js";
+import { ask, pageOf, raw, send, session } from "./session.js";
 
 const FILTERS = ["text", "target", "model", "status", "key_name", "front", "since", "until"];
 const PANES = [
@@ -78,9 +78,8 @@ async function list(place) {
   async function load(more) {
     const query = asked(form);
     if (more) query.set("before", before);
-    const page = await ask(`calls?${query}`);
-    const tail = page.calls[page.calls.length - 1];
-    before = tail ? `${tail.at} ${tail.id}` : "";
+    const page = await pageOf("calls", query);
+    before = page.before;
     const rows = page.calls.map(row);
     if (more) found.querySelector("tbody").append(...table("", HEADS, rows).querySelectorAll("tbody tr"));
     else put(found, rows.length ? table("Calls, newest first", HEADS, rows, { class: "cards" }) : el("p", {}, "No call fits."));
@@ -137,7 +136,7 @@ async function one(place, id) {
     el(
       "div",
       { class: "panes" },
-      PANES.map(([name, title]) => pane(title, bodies[name], changes[name])),
+      PANES.map(([name, title]) => pane(title, bodies[name], changes[name], timed(call, name))),
     ),
     ...diffs,
   );
@@ -177,9 +176,12 @@ function facts(call) {
   );
 }
 
-function pane(title, body, marks) {
+/** When the events went: the client's, and the backend's where they are the same. */
+const timed = (call, name) => (name === "told" || (name === "got" && call.bodies.got === call.bodies.told) ? call.times : []);
+
+function pane(title, body, marks, times) {
   const shown = body.events
-    ? [el("p", { class: "quiet" }, `${body.events.length} events`), events(body.events)]
+    ? [el("p", { class: "quiet" }, `${body.events.length} events`), events(body.events, times)]
     : el("pre", { tabindex: "0", "aria-label": title }, body.value === undefined ? body.text : pretty(body.value, marks));
   return el("section", { "aria-label": title }, el("h2", {}, title), shown);
 }
@@ -217,17 +219,32 @@ function actions(call, place) {
     session.targets.find((name) => name !== call.target) ?? call.target,
     {},
   );
-  const result = el("section", { "aria-label": "Comparison", hidden: true });
+  const result = el("section", { "aria-label": "Result", hidden: true });
   const again = button("Replay", () => replay(call, target.value, result));
   place.append(result);
   return el(
     "div",
     { class: "row" },
     button("Copy as curl", () => copy(curl, "The command")),
+    button("Keep a cassette", () => keep(call, result)),
     field("Replay against", target),
     again,
     result,
   );
+}
+
+/** Writes the call into the folder of cassettes, and tells what today's mappers would make of it. No backend is asked. */
+async function keep(call, result) {
+  const { file, changed } = await send("keep", { id: call.id });
+  const same = "Today's mappers make the same of it.";
+  result.hidden = false;
+  put(
+    result,
+    el("h2", {}, "Cassette"),
+    el("p", {}, "Kept in ", el("code", {}, file), ". ", changed.length ? "Today's mappers make something else of it:" : same),
+    changed.length ? el("pre", { tabindex: "0", "aria-label": "What has changed" }, changed.join("\n")) : null,
+  );
+  say(`Kept in ${file}`);
 }
 
 async function replay(call, target, result) {

@@ -3,7 +3,7 @@
 import { read, said } from "./bodies.js";
 import { button, complain, doing, el, field, moment, number, put, say, select } from "./dom.js";
 import { rendered } from "./markdown.js";
-import { Refused, ask, raw, send, session } from "./session.js";
+import { Refused, ask, pageOf, raw, send, session } from "./session.js";
 
 const SAID_EVERY = 4000; // ms between two pieces of an answer that are read out
 const IMAGES = /^image\/(png|jpeg|gif|webp)$/;
@@ -377,7 +377,7 @@ class History {
   async load() {
     if (!session.records) return;
     const query = new URLSearchParams(this.sought.value.trim() ? { text: this.sought.value.trim() } : {});
-    const { conversations } = await ask(`conversations?${query}`);
+    const { conversations } = await pageOf("conversations", query);
     if (this.list.contains(document.activeElement)) return; // somebody is in it
     put(
       this.list,

@@ -101,7 +101,8 @@ def _defaults(visit: Visit, source: Source) -> list[dict[str, Any]]:
     parts = {("system",): config.system, ("system", "deadlines"): config.system.deadlines, ("cerbere",): config.cerbere}
     rows = []
     for section, values in parts.items():
-        for name, value in vars(values).items():
+        for name in values.__annotations__:
+            value = getattr(values, name)
             simple = value is None or isinstance(value, (str, int, float))
             if simple and name not in SECRETS and (*section, name) not in source.lines:
                 rows.append({"path": dotted((*section, name)), "value": value, "line": None})

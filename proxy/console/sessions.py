@@ -1,8 +1,9 @@
-"""Who looks: a login with a key gives a signed cookie, which every worker can check and a restart does not end.
+"""Who looks: a login with a key gives a signed cookie, which every worker can check.
 
-The cookie names the key, the end of its time and a random id, signed with what is derived from the master key; the person's
-own key is signed in, too. So another master key, another person's key or a removed one ends it at once; a logout makes all
-workers refuse its id. What changes anything needs the token that belongs to the cookie, and this origin.
+The cookie names the key, the end of its time and a random id, signed with what is derived from the master key and with random
+bytes of this start; the person's own key is signed in, too. So another master key, another person's key, a removed one or a
+restart ends it at once. A logout makes all workers refuse its id, which is then never good again. What changes anything needs
+the token that belongs to the cookie, and this origin.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from proxy.console.live import board_of
 from proxy.errors import BadRequest, Refused
 from proxy.gates.cerbere import within
 from proxy.gates.keys import offered
+from proxy.process import start_secret
 
 if TYPE_CHECKING:
     from proxy.pages import Visit
@@ -165,7 +167,8 @@ def _sign(visit: Visit, *parts: str) -> str:
 
 @lru_cache(maxsize=4)
 def _secret(master_key: str) -> bytes:
-    return hashlib.pbkdf2_hmac("sha256", master_key.encode("utf-8", "surrogateescape"), b"mooltiproxy console", ROUNDS)
+    salt = b"mooltiproxy console" + start_secret()
+    return hashlib.pbkdf2_hmac("sha256", master_key.encode("utf-8", "surrogateescape"), salt, ROUNDS)
 
 
 def _cookie(visit: Visit, value: str, seconds: int) -> str:

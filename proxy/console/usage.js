@@ -146,17 +146,17 @@ function latency(told) {
 
 function top(told) {
   const rows = told.conversations.map((each) => [
-    el("a", { href: `#chat/${encodeURIComponent(each.id)}` }, each.title || each.id),
-    each.key_name ?? "–",
+    el("a", { href: `#chat/${encodeURIComponent(each.conversation)}` }, each.title || each.conversation),
+    each.key_name || "–",
     number(each.calls),
-    number(each.tokens),
+    number(each.tokens_in + each.tokens_out),
     money(each.cost),
   ]);
   return el(
     "section",
     {},
     el("h2", {}, "Largest conversations"),
-    el("p", { class: "quiet" }, `Among the latest ${number(told.among)} calls.`),
+    el("p", { class: "quiet" }, "Of those that went on in this time, with all their calls, whichever target served."),
     rows.length
       ? table("Largest conversations", ["Title", "Key", "Calls", "Tokens", "Cost"], rows, { class: "cards" })
       : el("p", {}, "None."),

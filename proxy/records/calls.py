@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import marshal
 import os
 import pickle
 import subprocess
@@ -19,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 import requests
@@ -27,7 +29,7 @@ from proxy.answers import field_of, kind_of, overhear
 from proxy.call import Call
 from proxy.config import Cerbere, Config, System, Target
 from proxy.errors import ConfigError, ProxyError
-from proxy.records.rows import Taken
+from proxy.records.rows import OF_CALL, OF_TAKEN, Taken
 from proxy.records.store import StoreLost, open_store
 from proxy.translate import Endpoint
 
@@ -53,6 +55,7 @@ class Tape:
     def __init__(self, relay: Relay, limit: int) -> None:
         self.relay, self._limit = relay, limit
         self._told: list[bytes] = []
+        self._times: list[float] = []  # monotonic, when each of them went
         self._got: list[bytes] | None = None  # None: what the client gets
         self._sizes = [0, 0]
         self._sent: bytes | None = None
@@ -65,6 +68,7 @@ class Tape:
         self._sizes[0] += len(piece)
         if self._sizes[0] <= self._limit:
             self._told.append(bytes(piece))
+            self._times.append(monotonic())
 
     def _overhear(self, piece: bytes) -> None:
         self._sizes[1] += len(piece)
@@ -93,6 +97,8 @@ class Tape:
         headers = self.relay.request.headers
         made = Taken(call, at, total_ms, headers, asked, sent, got, told, coding, self._got_kind, self._reached)
         made.tokens = (call.tokens_in, call.tokens_out)
+        if told and call.streams:
+            made.pieces = self._times, list(map(len, self._told))
         return made
 
     @property
@@ -127,7 +133,7 @@ class Child:
                 self._secrets = secrets
                 targets = {name: Target(name, "", secrets=set(known)) for name, known in secrets.items()}
                 self._send(Config(System(), Cerbere(), targets, "", master_key=self._config.master_key))
-            self._send([{**vars(taken), "call": {**vars(taken.call), "waits": None}} for taken in batch])
+            self._send([(OF_CALL(taken.call), OF_TAKEN(taken)) for taken in batch])
             assert self._process.stdout
             for line in self._process.stdout:
                 told = json.loads(line)
@@ -140,7 +146,10 @@ class Child:
 
     def _send(self, value: Any) -> None:
         assert self._process.stdin
-        data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        try:
+            data = marshal.dumps(value)  # in half of the time
+        except ValueError:  # a configuration, or a call with something that is more than a plain value
+            data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
         self._process.stdin.write(len(data).to_bytes(SIZE, "big") + data)
         self._process.stdin.flush()
 

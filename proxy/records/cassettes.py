@@ -206,6 +206,13 @@ def load(path: Path) -> Json:
     return told
 
 
+def keep(path: Path, cassette: Json) -> None:
+    """A new file. Raises Unfit when its folder is full, OSError."""
+    if path.parent.is_dir() and not path.exists() and sum(1 for _ in path.parent.iterdir()) >= MOST:
+        raise Unfit(f"{path.parent} holds {MOST} files already")
+    write(path, cassette)
+
+
 def write(path: Path, cassette: Json) -> None:
     """The file, whole or not at all, for its owner only. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -293,8 +300,5 @@ class Cassettes:
                 logger.exception("%s: no cassette", call.id)
 
     def _write(self, tape: Tape, call: Call) -> None:
-        folder = Path(self._kept.folder)
-        if folder.is_dir() and sum(1 for _ in folder.iterdir()) >= MOST:
-            raise Unfit(f"{folder} holds {MOST} files already")
         cassette = made(tape, call, self._cleaner, self._slices[call.target or ""])
-        write(folder / f"{call.id}.json", cassette)
+        keep(Path(self._kept.folder, f"{call.id}.json"), cassette)

@@ -4,9 +4,9 @@
 conversations are appended to a journal beside it, which is folded in after a second, later when the file is large. Workers and
 processes that write the same session take turns by a lock; whoever comes next folds in what a dead one left.
 
-A record is replaced by the conversation that goes on with it, or tells its end anew: `marks.py` says which that is, here
-whoever asks. So that no journal is folded in twice, each has a number: the lock's file says which inode the array gets that
-holds the journals up to that one.
+A record is replaced by the conversation of the same key that goes on with it, or tells its end anew: `marks.py` says which that
+is. `key` in a record is the name of a person's key; calls with the master key, or without any, have none. So that no journal is
+folded in twice, each has a number: the lock's file says which inode the array gets that holds the journals up to that one.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ FOLD_S = 1.0  # after which the journal is folded in, at the soonest
 SHARE = 20  # folding takes at most one part in so many of the time
 AGAIN_S = 10.0  # after a fold that failed
 MOST = 256 * 1024 * 1024  # bytes of a session, and of a journal that cannot be folded in
+NOBODYS = (None, "open", "master")  # keys that are no person's: nothing is said of them in a record
 ROLES = {"system": "system", "human": "user", "gpt": "assistant", "tool": "tool"}
 
 
@@ -114,7 +115,8 @@ def record_of(row: Row) -> Json | None:
     if found is None or not found["conversations"][-1]["value"]:
         return None
     tools = row.request.get("tools")
-    turns = {"conversations": found["conversations"]}
+    whose = {"key": row.key_name} if row.key_name not in NOBODYS else {}
+    turns = {"conversations": found["conversations"], **whose}
     return {**turns, "tools": json.dumps(tools, ensure_ascii=False)} if tools else turns
 
 
@@ -122,7 +124,7 @@ def _marks(record: Json) -> tuple[Sequence[str], Sequence[str]]:
     """What the record goes on with, and what goes on with it."""
     turns = [turn for turn in record.get("conversations") or () if isinstance(turn, dict)]
     messages = [{"role": ROLES.get(str(turn.get("from")), "user"), "content": turn.get("value")} for turn in turns]
-    return marks(None, {"messages": messages[:-1]}, {"choices": [{"message": messages[-1]}]} if messages else {})
+    return marks(record.get("key"), {"messages": messages[:-1]}, {"choices": [{"message": messages[-1]}]} if messages else {})
 
 
 # --- the files

@@ -72,11 +72,14 @@ def alpaca(row: Row) -> Json | None:
 
 
 def chatlog(row: Row) -> Json | None:
-    """openai-forward's: datetime (UTC), ip, model, temperature, messages ({role: content}), tools, is_tool_calls, assistant."""
+    """openai-forward's: datetime (UTC), ip, model, temperature, messages ({role: content}), tools, is_tool_calls, assistant.
+
+    Of a stream `event_ms`, too: when its events went, in ms after the call's beginning."""
     turns = turns_of(row)
     if not turns:
         return None
     calls = turns[-1].get("tool_calls")
+    timed = {"event_ms": list(row.times)} if row.times else {}
     return {
         "datetime": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(row.at)),
         "ip": row.client,
@@ -86,6 +89,7 @@ def chatlog(row: Row) -> Json | None:
         "tools": row.request.get("tools"),
         "is_tool_calls": bool(calls),
         "assistant": calls or turns[-1].get("content"),
+        **timed,
     }
 
 

@@ -16,7 +16,6 @@ import threading
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -168,10 +167,15 @@ class Sheet:
         return out
 
 
-@lru_cache(maxsize=1)
+_sheets: list[Sheet] = []  # the process's one, once a configuration wants it
+
+
 def sheet(slots: int) -> Sheet:
-    """The process's sheet, which outlives generations. How many workers there are takes a restart to change."""
-    return Sheet(slots)
+    """The process's sheet, which outlives generations. How many workers there are takes a restart to change, whatever a later
+    configuration says."""
+    if not _sheets:
+        _sheets.append(Sheet(slots))
+    return _sheets[0]
 
 
 class Metrics:
@@ -254,8 +258,8 @@ class Metrics:
     def close(self) -> None:
         """The counters outlive the generation."""
 
-    def text(self, generation: Generation) -> str:
-        """The exposition."""
+    def text(self, generation: Generation, viewer: str | None = None) -> str:
+        """The exposition. Who is not the master key (`viewer`: their key's name) sees no other key's series."""
         with self._lock:
             slab = self._sheet.own()
             for name in ("in_flight", "bans_total"):
@@ -264,7 +268,14 @@ class Metrics:
                 self._count_dropped(slab, generation.records.dropped())
         sums = self._sheet.sums()
         sums.update({series: [float(rests)] for series, rests in _resting(generation)})
-        return "".join(line + "\n" for line in _lines(sums))
+        theirs = {series: cells for series, cells in sums.items() if viewer in (None, _key_of(series) or viewer)}
+        return "".join(line + "\n" for line in _lines(theirs))
+
+
+def _key_of(series: Series) -> str:
+    """Whose series it is; empty: everybody's."""
+    labels = FAMILIES[series[0]].labels
+    return series[1 + labels.index("key")] if "key" in labels else ""
 
 
 def _count_way(slab: Slab, call: Call, target: str) -> None:
@@ -325,9 +336,10 @@ def _escaped(value: str) -> str:
 
 
 def page(visit: Visit) -> None:
-    """GET /metrics, for the master key and keys with `console: true`. Raises Refused."""
+    """GET /metrics, for the master key and keys with `console: true`, which see of `key` their own alone. Raises Refused."""
     visit.viewers_only("GET", "HEAD")
     assert visit.generation.records is not None
     metrics = visit.generation.records.kinds["metrics"]
     assert isinstance(metrics, Metrics)
-    visit.reply.whole(200, [("content-type", CONTENT_TYPE)], metrics.text(visit.generation).encode())
+    viewer = None if visit.call.key_name == "master" else visit.call.key_name
+    visit.reply.whole(200, [("content-type", CONTENT_TYPE)], metrics.text(visit.generation, viewer).encode())

@@ -7,15 +7,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from proxy.errors import ConfigError
-from proxy.records.sql import MATCHES, TABLES, VERSION, SqlStore, Values
+from proxy.records.reader import Values
+from proxy.records.sql import SqlStore
 from proxy.records.store import RowRefused, StoreLost
+from proxy.records.tables import FROM_1, TABLES, VERSION
 
 CONNECT_S = 5
 LOCK = 0x6D6F6F6C  # of who makes the tables
-SEARCH = (
-    "CREATE TABLE words (n BIGINT PRIMARY KEY REFERENCES bodies ON DELETE CASCADE, said TSVECTOR NOT NULL)",
-    "CREATE INDEX words_by_word ON words USING gin (said)",
-    "CREATE SEQUENCE numbers",
+WORDS = (
+    "CREATE TABLE words (rowid BIGINT PRIMARY KEY REFERENCES calls ON DELETE CASCADE, said TSVECTOR NOT NULL)",
+    "CREATE INDEX words_by_word ON words USING gin (said) WITH (gin_pending_list_limit = 256)",  # KB: searches read it whole
 )
 USAGE = """json_build_object('prompt_tokens', c.tokens_in, 'completion_tokens', c.tokens_out,
 'total_tokens', c.tokens_in + c.tokens_out)"""
@@ -36,6 +37,8 @@ VIEWS = (  # source: backend/tables.sql of LLM-Gateway
 
 class PostgresStore(SqlStore):
     """See `store.Store`. A connection that breaks is made anew by the next call."""
+
+    searched = "words w JOIN calls c ON c.n = w.rowid {} WHERE w.said @@ CAST(? AS tsquery)"
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -70,34 +73,38 @@ class PostgresStore(SqlStore):
     def _open(self) -> Any:
         import psycopg
 
-        conn = psycopg.connect(self._url, autocommit=True, connect_timeout=CONNECT_S)
+        conn = self._conn = psycopg.connect(self._url, autocommit=True, connect_timeout=CONNECT_S)
         try:
             with conn.transaction():
                 conn.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
                 conn.execute("CREATE SCHEMA IF NOT EXISTS llm_logs")
                 conn.execute("SET search_path TO llm_logs")
-                self._check(conn)
+                self._check()
         except BaseException:
-            conn.close()
+            self.close()
             raise
         return conn
 
-    def _check(self, conn: Any) -> None:
-        """Makes the tables in a schema that has none. Raises ConfigError for one that is not ours, or of a later version."""
-        conn.execute("CREATE TABLE IF NOT EXISTS meta (version INTEGER NOT NULL)")
-        found = conn.execute("SELECT version FROM meta").fetchone()
-        if found is not None and found[0] > VERSION:
-            raise ConfigError([f"schema llm_logs: a later version made it (tables {found[0]}, here {VERSION}): use that"])
-        if found is not None:
+    def _check(self) -> None:
+        """Makes the tables in a schema that has none, or of those of an earlier version. Raises ConfigError for one that is not
+        ours, or of a later version."""
+        self._run("CREATE TABLE IF NOT EXISTS meta (version INTEGER NOT NULL)")
+        (version,) = self._run("SELECT coalesce(max(version), 0) FROM meta").fetchone()
+        if version > VERSION:
+            raise ConfigError([f"schema llm_logs: a later version made it (tables {version}, here {VERSION}): use that"])
+        if version == VERSION:
             return
         others = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'llm_logs' AND table_name <> 'meta'"
-        other = conn.execute(others).fetchone()
+        other = None if version else self._run(others).fetchone()
         if other is not None:
             whose = f"schema llm_logs: has a table {other[0]} of another program"
             raise ConfigError([f"{whose}: rename the schema (ALTER SCHEMA), or use another database"])
-        for statement in (*TABLES, *SEARCH, *VIEWS):
-            conn.execute(statement.replace("{number}", "BIGINT").replace("{clustered}", ""))
-        conn.execute("INSERT INTO meta VALUES (%s)", (VERSION,))
+        for statement in (*(FROM_1 if version else (*TABLES, "CREATE SEQUENCE numbers", *VIEWS)), *WORDS):
+            self._run(statement.replace("{number}", "BIGINT").replace("{clustered}", ""))
+        if version:
+            self._upgrade()
+        self._run("DELETE FROM meta")
+        self._run("INSERT INTO meta VALUES (?)", (VERSION,))
 
     # --- what SqlStore wants
     def _run(self, sql: str, values: Values = ()) -> Any:
@@ -112,12 +119,10 @@ class PostgresStore(SqlStore):
         return [number for (number,) in found]
 
     def _index(self, numbered: Sequence[tuple[int, str]]) -> None:
-        self._many("INSERT INTO words VALUES (?, to_tsvector('simple', ?))", numbered)
+        self._many("INSERT INTO words VALUES (?, array_to_tsvector(string_to_array(?, ' ')))", numbered)
 
-    def _unindex(self, numbers: Sequence[int]) -> None:
-        """The words go with their bodies."""
+    def _unindex(self, numbered: Sequence[tuple[int, str]]) -> None:
+        """The terms go with their calls."""
 
-    def _matching(self, words: Sequence[str]) -> tuple[str, Values]:
-        sought = " & ".join(f"{word[:-1]}:*" if word.endswith("*") else word for word in words)
-        sql = f"c.n IN (SELECT n FROM words WHERE said @@ to_tsquery('simple', ?) ORDER BY n DESC LIMIT {MATCHES})"
-        return sql, (sought,)
+    def _match(self, terms: Sequence[str]) -> str:
+        return " & ".join(f"'{term[:-1]}':*" if term.endswith("*") else f"'{term}'" for term in terms)

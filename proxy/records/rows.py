@@ -6,10 +6,14 @@ see at most `body_limit` of a body, as nobody knows how slow they are. What cann
 
 from __future__ import annotations
 
+import itertools
 import logging
+import re
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any
 
 from proxy import wire
@@ -40,6 +44,11 @@ FAULTS = (
 )  # of a body that is not as it should be
 CUTS = (16_384, 2048, 256, 64)  # characters to which a body's texts are cut until it fits
 WRITTEN = 256  # characters of a name that a client chose
+EVENTS = 4096  # of a stream, whose times are kept
+ENDS = {  # media type of a stream → an event of it, to its end
+    "text/event-stream": re.compile(rb"(?m)^data:(?s:.*?)(?:\r?\n\r?\n|\Z)"),
+    "application/x-ndjson": re.compile(rb"[^\n]*[^\s][^\n]*(?:\n|\Z)"),
+}
 CODED = ("gzip", "x-gzip", "deflate")
 
 
@@ -59,6 +68,12 @@ class Taken:
     got_kind: str = ""  # its media type
     reached: bool = False  # a backend
     tokens: tuple[int | None, int | None] = (None, None)  # as counted while it went
+    pieces: tuple[Sequence[float], Sequence[int]] = ((), ())  # of `told`: when each went (as call.started), and its bytes
+
+
+CALL = tuple(each.name for each in fields(Call) if each.name != "waits")
+OF_CALL = attrgetter(*CALL)  # what the process that makes rows is given
+OF_TAKEN = attrgetter(*(each.name for each in fields(Taken) if each.name != "call"))
 
 
 class Rows:
@@ -115,17 +130,19 @@ class Rows:
         title = self._line(taken.call.title, sought) if taken.call.title else title_of(row.request)
         row.title = title if row.leaves else None
         bodies: dict[str, str | None] = {}
-        if not (asked_clean and reading.request is reading.body is not None):
+        mapped = taken.reached and taken.sent is not taken.asked  # then byte for byte: a cassette may be made of it
+        if mapped or not (asked_clean and reading.request is reading.body is not None):
             bodies["asked"] = self._text(taken.asked, "", sought, not asked_clean)
-        if not (told_clean and reading.is_plain):
+        if mapped or not (told_clean and reading.is_plain):
             bodies["told"] = self._text(reading.told, reading.told_kind, sought, not told_clean)
         if not taken.reached:
             bodies |= {"sent": "", "got": ""}
-        if taken.reached and taken.sent is not taken.asked:
+        if mapped:
             bodies["sent"] = self._text(taken.sent, "", sought, not asked_clean)
         if taken.reached and taken.got is not taken.told:
             bodies["got"] = self._text(taken.got, taken.got_kind, sought, not told_clean)
         row.bodies = {name: text for name, text in bodies.items() if text is not None}
+        row.times = _times(taken, reading)
 
     def _value(self, value: Any, raw: bytes | None, sought: Sought, folded: bool = False) -> tuple[Any, bool]:
         """A decoded body without secrets and within the limit, and whether that is the body as it was."""
@@ -232,6 +249,18 @@ def _unpacked(raw: bytes | None, coding: str) -> bytes | None:
         return zlib.decompressobj(47 if coding != "deflate" else zlib.MAX_WBITS).decompress(raw, 64 * len(raw))
     except zlib.error:
         return None
+
+
+def _times(taken: Taken, reading: Reading) -> Sequence[int]:
+    """When each event of a stream had gone whole, in ms after the call's beginning: with the piece that it ends in."""
+    ends_of = ENDS.get(reading.told_kind)
+    if ends_of is None or taken.told is None or taken.coding not in ("", "identity"):
+        return ()
+    went, sizes = taken.pieces
+    ends = itertools.islice((found.end() for found in ends_of.finditer(taken.told)), EVENTS)
+    after = list(itertools.accumulate(sizes))
+    started = taken.call.started
+    return [round((went[at] - started) * 1000) for end in ends if (at := bisect_left(after, end)) < len(went)]
 
 
 def _images(body: Json) -> Json:

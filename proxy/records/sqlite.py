@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import sqlite3
@@ -11,13 +10,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from proxy.errors import ConfigError
-from proxy.records.sql import MATCHES, TABLES, VERSION, SqlStore, Values, words_of
+from proxy.records.reader import Values
+from proxy.records.sql import SqlStore
 from proxy.records.store import RowRefused, StoreLost
+from proxy.records.tables import FROM_1, TABLES, VERSION
 
 LOCKED_S = 10.0  # how long another worker's write is waited for
+UPGRADE_S = 3600.0  # how long another worker's upgrade of the tables is
 MARK = 0x6D6F6F6C  # application_id of our files
 CACHE_KIB = 16 * 1024  # of pages, per connection
-WORDS = "CREATE VIRTUAL TABLE words USING fts5(said, content='', detail=none)"  # without a copy of the texts
+WORDS = """CREATE VIRTUAL TABLE words USING fts5(said, content='', detail=none, columnsize=0,
+tokenize="ascii tokenchars '_:'")"""  # terms without their order, and without a copy of the texts
 
 OF_A_VALUE = (
     sqlite3.IntegrityError,
@@ -35,6 +38,8 @@ MOST_VALUES = 32_000  # in one statement; SQLite allows 32,766
 
 class SqliteStore(SqlStore):
     """See `store.Store`. A file that was moved away is made anew."""
+
+    searched = "words w CROSS JOIN calls c ON c.n = w.rowid {} WHERE words MATCH ?"  # CROSS: in this order
 
     def __init__(self, file: str) -> None:
         super().__init__()
@@ -85,36 +90,40 @@ class SqliteStore(SqlStore):
 
     def _open(self) -> sqlite3.Connection:
         os.close(os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600))  # it holds what people wrote
-        conn = sqlite3.connect(self._file, timeout=LOCKED_S, check_same_thread=False, isolation_level=None)
+        conn = self._conn = sqlite3.connect(self._file, timeout=UPGRADE_S, check_same_thread=False, isolation_level=None)
         try:
             conn.execute("PRAGMA auto_vacuum = INCREMENTAL")
             conn.execute("PRAGMA journal_mode = WAL")
             conn.execute("PRAGMA synchronous = NORMAL")
             conn.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             conn.execute("BEGIN IMMEDIATE")
-            self._check(conn)
+            self._check()
             conn.execute("COMMIT")
+            conn.execute(f"PRAGMA busy_timeout = {LOCKED_S * 1000:.0f}")
         except BaseException:
-            conn.close()
+            self.close()
             raise
         return conn
 
-    def _check(self, conn: sqlite3.Connection) -> None:
-        """Makes the tables in a file that is empty. Raises ConfigError for a file that is not ours, or of a later version."""
-        (version,) = conn.execute("PRAGMA user_version").fetchone()
-        (mark,) = conn.execute("PRAGMA application_id").fetchone()
+    def _check(self) -> None:
+        """Makes the tables in a file that is empty, or out of an earlier version's. Raises ConfigError for a file that is not
+        ours, or of a later version."""
+        (version,) = self._run("PRAGMA user_version").fetchone()
+        (mark,) = self._run("PRAGMA application_id").fetchone()
         if version > VERSION and mark == MARK:
             raise ConfigError(
                 [f"{self._file}: a later version wrote it (tables {version}, here {VERSION}): use that, or another file"]
             )
-        if mark == MARK:
+        if mark == MARK and version == VERSION:
             return
-        if conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        if mark != MARK and self._run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise ConfigError([f"{self._file}: is a database of another program: choose another file"])
-        for statement in (*TABLES, WORDS):
-            conn.execute(statement.replace("{number}", "INTEGER").replace("{clustered}", "WITHOUT ROWID"))
-        conn.execute(f"PRAGMA user_version = {VERSION}")
-        conn.execute(f"PRAGMA application_id = {MARK}")
+        for statement in (*(FROM_1 if mark == MARK else TABLES), WORDS):
+            self._run(statement.replace("{number}", "INTEGER").replace("{clustered}", "WITHOUT ROWID"))
+        if mark == MARK:
+            self._upgrade()
+        self._run(f"PRAGMA user_version = {VERSION}")
+        self._run(f"PRAGMA application_id = {MARK}")
 
     # --- what SqlStore wants
     def _run(self, sql: str, values: Values = ()) -> Any:
@@ -138,15 +147,9 @@ class SqliteStore(SqlStore):
     def _index(self, numbered: Sequence[tuple[int, str]]) -> None:
         self._many("INSERT INTO words (rowid, said) VALUES (?, ?)", numbered)
 
-    def _unindex(self, numbers: Sequence[int]) -> None:
+    def _unindex(self, numbered: Sequence[tuple[int, str]]) -> None:
         """A table without a copy of the texts is told what it has to forget."""
-        sql = f"SELECT n, request, response FROM bodies WHERE n IN ({', '.join('?' * len(numbers))})"
-        found = self._run(sql, numbers).fetchall()
-        words = [(number, words_of(*(json.loads(text) if text else None for text in texts))) for number, *texts in found]
-        gone = [("delete", number, text) for number, text in words if text]
-        self._many("INSERT INTO words (words, rowid, said) VALUES (?, ?, ?)", gone)
+        self._many("INSERT INTO words (words, rowid, said) VALUES (?, ?, ?)", [("delete", *each) for each in numbered])
 
-    def _matching(self, words: Sequence[str]) -> tuple[str, Values]:
-        sought = " AND ".join(f'"{word[:-1]}"*' if word.endswith("*") else f'"{word}"' for word in words)
-        sql = f"c.n IN (SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT {MATCHES})"
-        return sql, (sought,)
+    def _match(self, terms: Sequence[str]) -> str:
+        return " AND ".join(f'"{term[:-1]}"*' if term.endswith("*") else f'"{term}"' for term in terms)

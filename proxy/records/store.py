@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -44,6 +45,7 @@ class Row:
     images: Mapping[str, Any] | None = None  # an image generation: {"n", "size"}
     request: Any = None  # the client's body in the hub's shape (OpenAI Chat, Completions, Embeddings, …), redacted, capped
     response: Any = None  # the whole answer in the hub's shape: a stream is folded
+    times: Sequence[int] = ()  # of a stream: how many ms after the call's beginning what the client got came, piece by piece
     bodies: Mapping[str, str] = field(default_factory=dict)  # asked sent got told: the text that went, redacted, capped. To
     # write: `sent` only where it is not `asked`, `got` where it is not `told`, those where they are not `request`, `response`
 
@@ -52,8 +54,8 @@ class Row:
 class Query:
     """Which calls. What is None or empty does not narrow.
 
-    `text`: words that all stand in what a call added to its conversation (what was asked last, and the answer), upper or lower
-    case; `word*` is a beginning. The newest 20,000 matches are looked through.
+    `text`: words that all stand in what a call added to its conversation (what was asked last, and the answer), whatever their
+    case and accents; `word*` is a beginning.
     """
 
     key_name: str | None = None  # rows of this key alone: what anybody but the master key is given
@@ -69,21 +71,27 @@ class Query:
     limit: int = 50
 
 
+class Page(list[Row]):
+    """Rows, and where the next page begins. A page that takes longer than `within_s` ends early, even without a row."""
+
+    before: tuple[float, str] | None = None  # the next page's; None: there is none
+
+
 class Store(Protocol):
     """A database of calls. Threads may share one: they take turns. All methods raise StoreLost."""
 
     def write(self, rows: Sequence[Row]) -> None:
         """Keeps rows, all or none, and sets their `conversation`. A row whose id is there already is left as it is."""
 
-    def calls(self, query: Query) -> Sequence[Row]:
-        """Newest first, without `request`, `response` and `bodies`."""
+    def calls(self, query: Query, within_s: float = math.inf) -> Page:
+        """Newest first, without `request`, `response`, `bodies` and `times`."""
 
     def call(self, id: str, key_name: str | None = None) -> Row | None:
         """All of one call; None when there is none of that key."""
 
-    def conversations(self, query: Query) -> Sequence[Row]:
+    def conversations(self, query: Query, within_s: float = math.inf) -> Page:
         """The latest call of each conversation that is not hidden, with its title, newest first. Looks at `key_name`, `since`,
-        `until`, `before`, and `text`, which may stand in the title, too."""
+        `until`, `before`, and `text`: then it is the latest call that has the words, unless the text is a part of the title."""
 
     def conversation(self, id: str, key_name: str | None = None) -> Sequence[Row]:
         """All calls of one, oldest first, with request and response."""
@@ -97,14 +105,14 @@ class Store(Protocol):
     def usage(self, query: Query, by: str) -> Sequence[Mapping[str, Any]]:
         """Per day (UTC) and `by` (key_name, model_served, target, user): {"day", by, "calls", "errors", "tokens_in",
         "tokens_cached", "tokens_out", "cost"}, days ascending. Looks at `key_name`, `target`, `model` (that served), and the
-        days of `since` and `until`; so does `latency`."""
+        days of `since` and `until`; so does `latency`.
+
+        By conversation: `limit` of those whose latest call is between `since` and `until`, with "title" and "key_name", each
+        with all its calls, the largest (by tokens) first; "day" is the latest call's. Looks at `key_name` beside."""
 
     def latency(self, query: Query) -> Mapping[str, float]:
         """Milliseconds of calls without an error, within 5 %: p50 p90 p99 of the total, first_p50 first_p90 first_p99 to the
         first byte."""
-
-    def each(self, query: Query) -> Iterator[Row]:
-        """Every row that fits, oldest first, with request and response, without holding all of them: for exports."""
 
     def forget(self, keep_days: float | None, keep_bytes: int | None) -> int:
         """Removes what is too old, and the oldest of what is too much (the texts' bytes), a few thousand calls at a time; how

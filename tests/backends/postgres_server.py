@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -58,6 +59,17 @@ class PostgresServer:
             self._process.send_signal(3)  # SIGQUIT: without a checkpoint
             self._process.wait()
             self._process = None
+
+    def kill(self) -> None:
+        """With SIGKILL, all of its processes: what was not written is gone."""
+        assert self._process is not None
+        children = [
+            int(pid) for pid in Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        ]
+        for pid in (self._process.pid, *children):
+            os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
 
     def database(self) -> str:
         """The url of a database of its own, empty."""
