@@ -130,7 +130,9 @@ def _add_explain(commands: Any) -> None:
         epilog="example: python -m main explain --path /v1/messages --example tools-stream",
     )
     _add_config(explain)
-    explain.add_argument("--target", dest="to", metavar="NAME", help="the target, instead of the one that would be chosen")
+    explain.add_argument(
+        "--target", dest="to", metavar="NAME", help="the target or pool, instead of the one that would be chosen"
+    )
     explain.add_argument("--path", default="/v1/chat/completions", help="the client's path, which says its API")
     explain.add_argument("--method", default="POST", help="the client's method (default: POST)")
     what = explain.add_mutually_exclusive_group()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +84,11 @@ def differs(part: int, name: str, before: Json, after: tuple[Json, Json]) -> boo
     return after[part].get(name) != before[name] or after[part].keys() != before.keys()
 
 
-@pytest.mark.parametrize(("front", "backend"), PAIRS)
-@pytest.mark.parametrize("kind", ["plain", "stream"])
+HUB = [(front, backend) for front, backend in PAIRS if "openai" in (front, backend)]  # of which all streams are made
+KINDS = [*((*pair, "plain") for pair in PAIRS), *((*pair, "stream") for pair in HUB)]
+
+
+@pytest.mark.parametrize(("front", "backend", "kind"), KINDS)
 def test_each_field_changes_with_the_inputs_that_it_comes_from(front: str, backend: str, kind: str) -> None:
     cassette = load(FOLDER / f"{front}-to-{backend}-{kind}.json")
     asked, answers = asked_of(cassette), answers_of(cassette)
@@ -92,15 +97,15 @@ def test_each_field_changes_with_the_inputs_that_it_comes_from(front: str, backe
     before = outputs(asked, answers)
     inputs = {shown(path): value for path, value in leaves(told["client"]["body"]).items()}
     answer = {f"answer{shown(path)[1:]}": value for path, value in leaves(told["upstream"][-1]["answer"]).items()}
-    tried: dict[str, list[tuple[Json, Json]]] = {}
+    tried: dict[str, tuple[list[tuple[Json, Json]], Iterator[tuple[Json, Json]]]] = {}
     for part, hop in enumerate(("upstream", "reply")):
         found = told["provenance"][hop]
         inputs |= answer if hop == "reply" else {}
         assert list(found) == list(before[part]), "every field of the output is explained"
         for name, sources in found.items():
             for source in sources[:2]:
-                afters = tried.setdefault(source, [])
-                afters += [] if afters else changed(asked, answers, source)
+                known, more = tried.setdefault(source, ([], changed(asked, answers, source)))
+                afters = chain(tuple(known), (known.append(after) or after for after in more))  # made as far as it takes
                 assert any(differs(part, name, before[part], after) for after in afters), (name, source)
             said = before[part][name]
             if isinstance(said, str) and " " in said and said in inputs.values():
@@ -221,6 +226,82 @@ def test_live_asks_the_backend_once_and_shows_no_key(tmp_path: Path) -> None:
         assert len(backend.asked) == 1
     assert "your key is ***" in told
     assert "sk-ant" not in told
+
+
+KEYED = """
+targets:
+  default: best
+  two:
+    {url: "URL", dialect: anthropic, envkeys: [FIRST_KEY, SECOND_KEY], model: sent-instead, retries: {}, fallback: [three]}
+  three: {url: "URL", dialect: anthropic, key_command: [cat, key.txt]}
+  best: {pool: [two, three]}
+"""
+
+
+@pytest.fixture
+def keyed(tmp_path: Path) -> Iterator[tuple[Path, Backend]]:
+    """Knows one key alone, and quotes it."""
+
+    def answer(exchange: Exchange) -> None:
+        key = exchange.asked["x-api-key"]
+        if key not in ("key-of-two-0002", "key-of-three-0003"):
+            exchange.reply(401, {"type": "error", "error": {"type": "authentication_error", "message": f"not {key}"}})
+            return
+        message = {"id": "m", "type": "message", "role": "assistant", "model": "c", "content": [{"type": "text", "text": key}]}
+        exchange.reply(200, {**message, "stop_reason": "end_turn", "usage": {"input_tokens": 1, "output_tokens": 2}})
+
+    with Backend() as backend:
+        backend.on("/v1/messages", answer)
+        (tmp_path / "config.yaml").write_text(KEYED.replace("URL", backend.url))
+        yield tmp_path, backend
+
+
+def explain(folder: Path, *words: str, status: int = 0) -> str:
+    keys = {"MOOLTIPROXY_KEY": KEY, "FIRST_KEY": "key-of-two-0001", "SECOND_KEY": "key-of-two-0002"}
+    environ = {**os.environ, "PYTHONPATH": str(CHECKOUT), **keys}
+    program = [sys.executable, "-m", "main", "explain", *words]
+    done = subprocess.run(program, cwd=folder, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert not re.search(r"key-of-\w+-\d+", done.stdout + done.stderr)
+    return done.stdout + done.stderr
+
+
+def test_live_brings_the_keys_that_a_call_would_bring(keyed: tuple[Path, Backend]) -> None:
+    folder, backend = keyed
+    told = explain(folder, "--live", "--target", "two")
+    assert [asked["x-api-key"] for asked in backend.asked] == ["key-of-two-0001", "key-of-two-0002"]  # what is refused rests
+    assert "Tried before: two 401" in told
+    assert "x-api-key: ***" in told
+    (folder / "key.txt").write_text("key-of-three-0003\n")
+    assert "4. The client gets 200" in explain(folder, "--live", "--target", "three")
+    assert backend.asked[-1]["x-api-key"] == "key-of-three-0003"
+
+
+def test_live_says_why_there_is_no_key(keyed: tuple[Path, Backend]) -> None:
+    folder, backend = keyed
+    told = explain(folder, "--live", "--target", "three", status=1)
+    assert "key_command cat: it ended with status 1" in told
+    assert not backend.asked
+
+
+def test_live_tells_a_failure_and_goes_nowhere_else(keyed: tuple[Path, Backend]) -> None:
+    folder, backend = keyed
+    backend.on("/v1/messages", lambda exchange: exchange.reply(503, {"error": {"message": "later"}}))
+    assert "4. The client gets 503" in explain(folder, "--live", "--target", "two", status=1)
+    assert len(backend.asked) == 1
+
+
+def test_of_a_pool_it_says_which_member_it_explains(keyed: tuple[Path, Backend]) -> None:
+    folder, backend = keyed
+    for words in ((), ("--target", "best")):
+        told = explain(folder, *words)
+        assert "to target two, the first member of pool best; a call goes to the one whose turn it is" in told
+        assert "x-api-key: ***" in told  # which is to come, though no key is asked for
+        assert '"model": "sent-instead"' in told
+    assert "to target three, " not in explain(folder, "--target", "three")
+    assert json.loads(explain(folder, "--json"))["pool"] == "best"
+    assert "there is no target or pool 'worst'; there is two, three, best" in explain(folder, "--target", "worst", status=1)
+    assert not backend.asked
 
 
 def test_a_wrong_word_is_told_with_what_there_is(tmp_path: Path) -> None:

@@ -32,8 +32,9 @@ def run(project: Project) -> int:
     arguments = project.arguments
     mappers, prompters = project.functions("mappers"), project.functions("prompters")
     config = project.config() if arguments.live else project.config_without_keys()
-    if arguments.to and arguments.to not in config.targets:
-        raise ConfigError([f"--target: there is no target {arguments.to!r}; there is {', '.join(config.targets)}"])
+    if arguments.to and arguments.to not in (*config.targets, *config.pools):
+        there = ", ".join((*config.targets, *config.pools))
+        raise ConfigError([f"--target: there is no target or pool {arguments.to!r}; there is {there}"])
     stage = Stage(config, mappers, prompters)
     try:
         asked, backend = _played(project, stage)
@@ -87,7 +88,7 @@ def _asked(arguments: Any, target: str | None) -> Asked:
 
 def _stand_in(stage: Stage, asked: Asked) -> BaseAdapter:
     """Plays the backend, if its API is one that this program knows; else nothing answers, and that is told."""
-    place = stage.places[asked.target or stage.config.members(stage.config.default)[0]]
+    place = stage.places[stage.config.members(asked.target or stage.config.default)[0]]
     front = dialects.front(asked.method, asked.path, {})
     found = stage.find(place, front, asked.method, asked.path)
     api = api_of(found[0]) if found else None
@@ -100,7 +101,8 @@ def _stand_in(stage: Stage, asked: Asked) -> BaseAdapter:
 def _lines(told: Json, colours: bool) -> Iterator[str]:
     bold, dim, red, reset = (BOLD, DIM, RED, RESET) if colours else ("", "", "", "")
     client, reply = told["client"], told["reply"]
-    yield f"{bold}1. The client sends{reset} ({told['front']}, to target {told['target']})"
+    member = f", the first member of pool {told['pool']}; a call goes to the one whose turn it is" if "pool" in told else ""
+    yield f"{bold}1. The client sends{reset} ({told['front']}, to target {told['target']}{member})"
     yield f"{client['method']} {client['path']}"
     yield from _body(client["body"])
     for step in told["inward"]:
@@ -129,6 +131,8 @@ def _lines(told: Json, colours: bool) -> Iterator[str]:
         yield f"\n{bold}Lost on the way in:{reset} {', '.join(told['lost'])}"
     if told.get("unused"):
         yield f"\n{bold}Of the answer nobody hears:{reset} {_few(told['unused'], 30)}"
+    if told["attempts"]:
+        yield f"\n{bold}Tried before:{reset} {', '.join(told['attempts'])}"
     if told["error"]:
         yield f"\n{red}Error: {header_safe(told['error'])}{reset}"
 

@@ -90,6 +90,7 @@ def _told(played: Played, asked: Asked, endpoint: Endpoint | None, log: list[tup
     asked_first = [{"step": name, "body": out} for at, name, out in log if at == "before"]
     return {
         "target": call.target,
+        **({"pool": played.pool} if played.pool else {}),
         "front": call.front,
         "endpoint": endpoint.entry.key if endpoint else None,
         "mapped": bool(endpoint and endpoint.mapped),
@@ -104,6 +105,7 @@ def _told(played: Played, asked: Asked, endpoint: Endpoint | None, log: list[tup
             "headers": {name: value for name, value in fields if name != "x-request-id"},
             "body": _value(played.pieces, fields),
         },
+        "attempts": list(call.attempts),
         "lost": list(call.lost),
         "error": call.error,
     }

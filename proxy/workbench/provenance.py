@@ -13,7 +13,7 @@ from typing import Any
 Path = tuple[str | int, ...]
 Leaves = dict[Path, Any]
 Made = Callable[[Any], Any]  # an input → its output as JSON, None where the input is refused
-LOOKED_S = 30.0  # an input with more leaves than can be tried in that time is tried as far as that goes
+LOOKED_S = 30.0  # of computing; an input with more leaves than can be tried in that time is tried as far as that goes
 PEERS = (  # words that a field holds instead of each other: a made-up word would be refused
     ("user", "assistant", "system", "model"),
     ("auto", "none", "required", "any"),
@@ -36,9 +36,9 @@ def provenance(given: Any, made: Made, skip: Callable[[Path], bool] = lambda pat
     whole = leaves(made(given))
     values: dict[Path, list[Path]] = {path: [] for path in whole}
     shapes: dict[Path, list[Path]] = {path: [] for path in whole}
-    until = time.monotonic() + LOOKED_S
+    until = time.thread_time() + LOOKED_S
     for path, value in leaves(given).items():
-        if skip(path) or time.monotonic() > until:
+        if skip(path) or time.thread_time() > until:
             continue
         changed, moved = _changed(given, path, value, made, whole)
         for place in changed:

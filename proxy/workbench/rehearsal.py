@@ -16,8 +16,8 @@ import requests
 from requests.adapters import BaseAdapter
 
 from proxy import dialects
-from proxy.adapters.demo import Pieces
 from proxy.adapters.exchange import Answer
+from proxy.adapters.made import Pieces
 from proxy.call import Call, Waiting
 from proxy.config import Cerbere, Config, System, Target
 from proxy.endpoints import Functions
@@ -28,10 +28,12 @@ from proxy.http1 import Fields, parse_head
 from proxy.losses import Ledger, lost_paths
 from proxy.prompts import chatml
 from proxy.records.cassettes import Json, Tape, unpacked
+from proxy.records.secrets import MASK
 from proxy.relay import Relay
 from proxy.reply import Reply
 from proxy.routing import Choice
 from proxy.translate import Endpoint
+from proxy.upstream import key_field
 from proxy.wire import dumps, loads
 
 NOW = 1_700_000_000  # what mappers get as the time where no call says another
@@ -62,6 +64,7 @@ class Played:
     tape: Tape
     head: tuple[str, Fields]
     pieces: list[bytes]
+    pool: str | None = None  # of which the target is the first member
 
     @property
     def body(self) -> bytes:
@@ -97,7 +100,9 @@ class Stage(Generation):
 
     def __init__(self, config: Config, mappers: Functions, prompters: Functions) -> None:
         kept = {each.name: getattr(config, each.name) for each in fields(config)}
-        alone = {"system": System(), "cerbere": Cerbere(), "state": "memory", "records": None, "console": None}
+        once: Json = {"retries": None, "fallback": (), "breaker": None, "queue": None, "pace_s": 0.0}
+        alone: Json = {"system": System(), "cerbere": Cerbere(), "state": "memory", "records": None, "console": None}
+        alone |= {"keys": {}, "targets": {name: replace(target, **once) for name, target in config.targets.items()}}
         super().__init__(Alone(**(kept | alone)), mappers, prompters)
         self.watch: Callable[[Endpoint], Endpoint] | None = None
         self._ledger = self.losses = Knowing()
@@ -126,12 +131,23 @@ class Sheet(Reply):
 
 
 class Rehearsed(Relay):
-    """Goes to the given target whatever it is called for, past limits and fallbacks."""
+    """Goes to the given target whatever it is called for, past limits, retries and fallbacks. `pool`: whose member that is."""
 
     sent_to: str | None = None
+    pool: str | None = None
+    asks = False  # the backend, for real: with the key that a call would bring
 
     def _run(self) -> None:
-        self.once(self._chosen())
+        choice = self._chosen()
+        target = self.generation.config.targets[choice.target]
+        if self.asks and (target.keys or target.key_command):
+            from proxy.attempts import Attempts
+
+            Attempts(self.generation).run(self, choice)
+            return
+        several = target.keys or target.key_command
+        self.key_fields = key_field(target.auth, MASK if several else None)
+        self.once(choice)
 
     def _chosen(self) -> Choice:
         router, params = self.generation.router, dialects.path_params(self.call.front, self.request.method, self.call.path)
@@ -139,7 +155,11 @@ class Rehearsed(Relay):
         chosen = router.choose(self.request.headers.get("target"), None, self.asked(body, params))
         if self.sent_to not in (None, chosen.target):
             chosen = router.choose(self.sent_to, None, None)
-        return replace(chosen, target=self.generation.config.members(chosen.target)[0])  # of a pool the first
+        config = self.generation.config
+        if chosen.target not in config.pools:
+            return chosen
+        self.pool, first = chosen.target, config.members(chosen.target)[0]
+        return Choice(first, config.targets[first].model or chosen.model)
 
 
 Scripted = tuple[int, Fields, Iterable[bytes]]
@@ -179,7 +199,7 @@ def rehearse(generation: Generation, asked: Asked, backend: BaseAdapter | None =
     pieces: list[bytes] = []
     desk.reply.heard = (pieces.append,)
     relay = Rehearsed(generation, call, request, desk.reply, None)
-    relay.sent_to = asked.target
+    relay.sent_to, relay.asks = asked.target, backend is None
     tape = Tape(relay, limit=ANY_SIZE)
     with_backend = {name: place.adapter for name, place in generation.places.items()}
     try:
@@ -191,7 +211,7 @@ def rehearse(generation: Generation, asked: Asked, backend: BaseAdapter | None =
     finally:
         for name, adapter in with_backend.items():
             generation.places[name].adapter = adapter
-    return Played(call, tape, parse_head(desk.head) if desk.head else ("", []), pieces)
+    return Played(call, tape, parse_head(desk.head) if desk.head else ("", []), pieces, relay.pool)
 
 
 def asked_of(cassette: Json) -> Asked:

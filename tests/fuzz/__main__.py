@@ -1,6 +1,8 @@
-"""`python -m tests.fuzz [--count N] [--pair FRONT-BACKEND]`: random requests through every pair of APIs, by hand and for long.
+"""`python -m tests.fuzz [--count N] [--pair FRONT-BACKEND]`: random requests through every pair of APIs, by hand and for long,
+and a tenth as many answers the way back.
 
-Stops a front at its first fault, shrinks it, and keeps the smallest body in tests/fuzz/found/. Exits with 1 if there was any.
+Stops a front, and the way back of a pair, at its first fault, shrinks it, and keeps the smallest body in tests/fuzz/found/.
+Exits with 1 if there was any.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
 
+from tests.fuzz import answers
 from tests.fuzz.found import keep
 from tests.fuzz.fronts import FRONTS
 from tests.fuzz.hold import BACKENDS, Broken, hold
@@ -29,6 +32,11 @@ def main() -> int:
         parser.error(f"--pair: there is {', '.join(pairs)}")
     chosen = [pairs[arguments.pair]] if arguments.pair else list(pairs.values())
     faults = sum(fuzz(front, [b for f, b in chosen if f == front], arguments.count) for front in dict(chosen))
+    faults += sum(
+        fuzz_answers(front, name, max(1, arguments.count // 10))
+        for front, name in answers.each()
+        if (front, name.removesuffix("-text")) in chosen
+    )
     print(f"{faults} fault{'s' * (faults != 1)}")
     return 1 if faults else 0
 
@@ -63,6 +71,28 @@ def fuzz(front: str, backends: list[str], count: int) -> int:
     for said, number in met.most_common(60):
         if not said.endswith((": sent", ": bytes", ": unsupported")):
             print(f"  {number:6} {said[:150]}")
+    return 0
+
+
+def fuzz_answers(front: str, name: str, count: int) -> int:
+    """The number of faults: 0, or 1 as it stops there."""
+    last: list[Any] = []
+
+    @settings(max_examples=count, phases=PHASES, report_multiple_bugs=False, **QUIET)
+    @given(answers.ANSWERS[name].whole())
+    def every(answer: Any) -> None:
+        last[:] = [answer]
+        answers.hold_answer(front, name, answer)
+
+    try:
+        every()
+    except Exception as fault:
+        if not last:
+            raise
+        file = keep(front, name, last[0], f"{type(fault).__name__}: {fault}"[:500], "answers")
+        print(f"{name} to {front}: {fault}\n  kept in {file}", flush=True)
+        return 1
+    print(f"{name} to {front}: {count} answers, whole and streamed", flush=True)
     return 0
 
 

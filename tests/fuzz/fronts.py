@@ -16,11 +16,11 @@ from huggingface_hub import TextGenerationInputGenerateParameters
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from tests.doubles import anthropic, gemini, llamacpp, ollama, openai, tgi
+from tests.doubles import anthropic, aws, gemini, llamacpp, ollama, openai, tgi
 from tests.fuzz.values import LEAVES, WORDS, Hints, Json, values
 from tests.laws import PNG
 
-REFUSALS = (openai.Refusal, anthropic.Refusal, gemini.Refusal, ollama.Refusal, tgi.Refusal, llamacpp.Refusal)
+REFUSALS = (openai.Refusal, anthropic.Refusal, gemini.Refusal, ollama.Refusal, tgi.Refusal, llamacpp.Refusal, aws.Refusal)
 MODELS = {"openai": "gpt-4.1", "responses": "gpt-4.1", "anthropic": "claude-opus-4-8", "gemini": "gemini-2.5-flash"}
 NAMES = st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_-]{0,9}", fullmatch=True)
 SCHEMAS = st.sampled_from(

@@ -16,7 +16,7 @@ from proxy.dialects import path_params
 from proxy.errors import BadRequest
 from proxy.generation import Generation, Place
 from proxy.translate import Translation
-from tests.doubles import anthropic, gemini, llamacpp, ollama, openai, tgi
+from tests.doubles import anthropic, bedrock, gemini, llamacpp, ollama, openai, tgi
 from tests.fuzz.fronts import MODELS, REFUSALS, Front
 
 Json = dict[str, Any]
@@ -44,6 +44,8 @@ BACKENDS: Mapping[str, tuple[str, Callable[[Json, bool], Any]]] = {  # dialect â
     ),
     "tgi": ("tgi", lambda body, stream: tgi.check(body, stream=stream, root=False)),
     "llamacpp": ("double", lambda body, stream: llamacpp.complete(body)),
+    "bedrock": ("us.anthropic.claude-opus-4-8-v1:0", lambda body, stream: bedrock.legal(body)),  # botocore's model, and more
+    "sagemaker": ("tgi", lambda body, stream: tgi.check(body, stream=stream, root=True)),
 }
 
 
@@ -52,7 +54,7 @@ class Broken(AssertionError):
 
 
 @cache
-def _at(backend: str) -> tuple[Generation, Place]:
+def at(backend: str) -> tuple[Generation, Place]:
     model, _ = BACKENDS[backend]
     target = Target(backend, "http://backend.example", dialect=backend, model=model, on_loss="allow")
     generation = Generation(Config(System(), Cerbere(), {backend: target}, backend), {}, {})
@@ -61,7 +63,7 @@ def _at(backend: str) -> tuple[Generation, Place]:
 
 def hold(front: Front, backend: str, body: Json) -> str:
     """How it went: "sent", or why it was refused. Raises Broken."""
-    generation, place = _at(backend)
+    generation, place = at(backend)
     found = generation.find(place, front.dialect, front.method, front.path)
     assert found is not None
     endpoint, _ = found
