@@ -219,7 +219,7 @@ class Relay:
                 and not name.startswith("x-mooltiproxy")
                 and not keys.stands_in(value)
             }
-            if headers.get("accept-encoding", "identity") != "identity":  # what comes back must be readable here: an error may quote the key
+            if headers.get("accept-encoding", "identity") != "identity":  # an error may quote the key: it must be readable here
                 known = [coding for coding in listed(headers["accept-encoding"]) if coding.partition(";")[0] in READABLE]
                 headers["accept-encoding"] = ", ".join(known) or "identity"
         if place.target.auth == "passthrough":
