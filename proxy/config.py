@@ -42,6 +42,8 @@ class Log(NamedTuple):
 
 @dataclass(frozen=True)
 class System:
+    """`system`: the process and its socket."""
+
     host: str = "127.0.0.1"
     port: int = 8000
     timeout: float = 30.0  # seconds, a backend's silence
@@ -179,6 +181,8 @@ class CacheStore(NamedTuple):
 
 @dataclass(frozen=True)
 class Target:
+    """One of `targets`: a backend, and how it is spoken to."""
+
     name: str
     url: str
     key: str | None = field(default=None, repr=False)  # the secret itself, read from envkey or key
@@ -369,6 +373,8 @@ class ModelRule(NamedTuple):
 
 @dataclass(frozen=True)
 class Config:
+    """All of it."""
+
     system: System
     cerbere: Cerbere
     targets: Mapping[str, Target]
