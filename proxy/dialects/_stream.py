@@ -153,6 +153,9 @@ class _Choice:
             self.stop_sequence = choice["stop_sequence"]
 
     def _add_delta(self, delta: Json) -> None:
+        if len(delta) == 1 and isinstance(delta.get("content"), str):  # nearly all of them
+            self.strings["content"].append(delta["content"])
+            return
         if "reasoning" in delta:
             delta = dict(delta)
             rename_reasoning(delta)
@@ -219,11 +222,16 @@ def fold(chunks: Iterable[Any]) -> Json:
         if not isinstance(event, dict):
             continue
         head = head or {name: event.get(name) for name in ("id", "object", "created", "model")}
-        head |= {name: event[name] for name in ("system_fingerprint", "service_tier") if event.get(name) is not None}
+        for name in ("system_fingerprint", "service_tier"):
+            if event.get(name) is not None:
+                head[name] = event[name]
         found = event["usage"] if isinstance(event.get("usage"), dict) else found
         for choice in objects(event.get("choices")):
-            index = choice.get("index") if isinstance(choice.get("index"), int) else 0
-            choices.setdefault(index, _Choice(index)).add(choice)  # type: ignore[arg-type]
+            given_index = choice.get("index")
+            index = given_index if isinstance(given_index, int) else 0
+            if index not in choices:
+                choices[index] = _Choice(index)
+            choices[index].add(choice)
     head["object"] = "chat.completion"
     head["choices"] = [choices[index].whole() for index in sorted(choices)]
     return head if found is None else {**head, "usage": found}

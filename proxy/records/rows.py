@@ -46,7 +46,7 @@ CUTS = (16_384, 2048, 256, 64)  # characters to which a body's texts are cut unt
 WRITTEN = 256  # characters of a name that a client chose
 EVENTS = 4096  # of a stream, whose times are kept
 ENDS = {  # media type of a stream → an event of it, to its end
-    "text/event-stream": re.compile(rb"(?m)^data:(?s:.*?)(?:\r?\n\r?\n|\Z)"),
+    "text/event-stream": re.compile(rb"(?m)^data:[^\n]*(?:\n[^\r\n][^\n]*)*(?:\n\r?\n|\r?\n?\Z)"),
     "application/x-ndjson": re.compile(rb"[^\n]*[^\s][^\n]*(?:\n|\Z)"),
 }
 CODED = ("gzip", "x-gzip", "deflate")
