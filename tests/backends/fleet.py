@@ -164,8 +164,11 @@ class Told:
         return future
 
     def call(self, verb: str, *arguments: Any) -> Any:
-        """Tells it, and gives its answer."""
-        return self.start(verb, *arguments).result(TOOK_LONG_S)
+        """Tells it, and gives its answer. A settlement, which no engine waits for, has arrived when this returns."""
+        answer = self.start(verb, *arguments).result(TOOK_LONG_S)
+        if verb == "settle":
+            self.start("get", "nothing").result(TOOK_LONG_S)  # on the same connection, so it is answered after that
+        return answer
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
