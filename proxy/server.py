@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BACKLOG = 4096
+HEAD_START_S = 0.1  # for those who wait for the start, before what comes after it takes the interpreter
 DRAIN_S = 30.0  # what calls in flight may still take after SIGTERM
 FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -225,7 +226,9 @@ def run(load: Loader, announce: Callable[[Generation, socket.socket], None]) -> 
         return supervise(workers, lambda changed: work(load, generation, listening, tls, changed), listening.close, service)
     if workers > 1:
         logger.warning("system.workers needs fork, which this system lacks: one worker serves")
-    threading.Thread(target=get_ready, args=(generation,), name="getting ready", daemon=True).start()
+    getting_ready = threading.Timer(HEAD_START_S, get_ready, args=(generation,))
+    getting_ready.daemon = True
+    getting_ready.start()
     return work(load, generation, listening, tls)
 
 

@@ -117,6 +117,7 @@ def test_a_conversation_from_its_first_call_to_its_removal(tmp_path: Path, backe
         assert first["choices"][0]["message"]["content"] == "re: Hello"
         assert uuid.UUID(first["uuid"])
         root = first["id"]
+        conversations(proxy, 1)  # it is in the log: each worker writes its own calls, and the first one written gives the title
         chat(proxy, "More", root_id=root, convo_title="ignored, it has one")
         chat(proxy, "Other", convo_title="Named")
         listed = conversations(proxy, 2)
