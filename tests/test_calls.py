@@ -456,8 +456,11 @@ class TestLoad:
         told = json.loads((tmp_path / "datasets" / "lab.json").read_bytes())
         assert all(turns_right(record["conversations"]) for record in told)
         with Proxy(tmp_path, text) as proxy:  # what the killed one left is taken up
-            calls_go_on(proxy, 1)
-        assert len(json.loads((tmp_path / "datasets" / "lab.json").read_bytes())) > len(told)
+            calls_go_on(proxy, 2)
+        records = json.loads((tmp_path / "datasets" / "lab.json").read_bytes())
+        asked = [record["conversations"][0]["value"] for record in records]
+        assert len(asked) == len(set(asked))
+        assert {f"Number {name}?" for name in due} | {"0", "1"} <= set(asked)
 
     def test_a_database_that_is_killed_and_comes_back_has_every_call_once(self, tmp_path: Path) -> None:
         server = PostgresServer()
