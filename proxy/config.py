@@ -12,15 +12,14 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from proxy import dialects
+from proxy.dialects import NOTHING
 from proxy.errors import ConfigError
 from proxy.settings.env import read_env_file as read_env_file
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Deadlines(NamedTuple):

@@ -14,8 +14,7 @@ config names, str to str. What all of these agree on:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from proxy.errors import BadRequest, MapperError
 
@@ -159,8 +158,7 @@ def _filled(form: str, text: str) -> str:
 # --- the formats that models are trained on
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """How one family of models writes a conversation: what stands before and after the text of each role's turns."""
 
     user: tuple[str, str]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from proxy.config import Config, Entry, ModelRule, Pool, Target
@@ -121,8 +121,7 @@ class Paths(Generic[E]):
         return None
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """A target or a pool, and what the model is called there."""
 
     target: str

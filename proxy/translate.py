@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from proxy.config import Entry, Target
 from proxy.dialects import Event, load, names, route_of
@@ -19,8 +19,7 @@ from proxy.errors import BackendError, BadRequest, MapperError, ProxyError
 OF_ANSWER = re.compile(r"[a-z]+(?:Ans|Stream)(\w+?)to")  # the mapper of an answer, and the API that it reads
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """A function of a chain, and the name it has in the configuration."""
 
     name: str

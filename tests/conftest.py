@@ -5,6 +5,7 @@ Reports carry each cell from pytest's workers to the process that started them.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ FAULTS: list[str] = []
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--compat", metavar="FILE", help="write the table of clients and backends to FILE")
     parser.addoption("--screenshots", action="store_true", help="write pictures of the console into docs/console")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """More than there are cores: a test waits for the processes it has started about as long as it computes."""
+    return max(2, (os.cpu_count() or 1) * 3 // 2)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -10,15 +10,16 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
 from proxy.errors import BackendError, ProxyError
 
 Event = dict[str, Any]
 Mapper = Callable[..., Any]
+NOTHING: Mapping[Any, Any] = MappingProxyType({})  # a default that nobody can change
 
 
 class Headers(Protocol):
@@ -27,8 +28,7 @@ class Headers(Protocol):
     def get(self, name: str, /) -> str | None: ...
 
 
-@dataclass(frozen=True)
-class Route:
+class Route(NamedTuple):
     """One path of an API as its clients call it.
 
     `path` may hold `{placeholders}`. `kind` is the operation: chat, text (a bare prompt), embed, models, model (one of
@@ -43,8 +43,7 @@ class Route:
     answer: str | None = None
 
 
-@dataclass(frozen=True)
-class Upstream:
+class Upstream(NamedTuple):
     """Where a backend of this dialect does one kind of operation; `path` comes after the version and may hold {model}.
 
     `before` names a kind that the backend is asked first, where the endpoint has no prompter: what the request mappers gave
@@ -58,8 +57,7 @@ class Upstream:
     before: str | None = None
 
 
-@dataclass(frozen=True)
-class Dialect:
+class Dialect(NamedTuple):
     """What the proxy must know of one API beside its mappers."""
 
     name: str  # the file's name, as in `dialect: name`
@@ -70,10 +68,10 @@ class Dialect:
     error_body: Callable[[ProxyError, str], Any]  # (error, request id) → JSON body
     parse_error: Callable[[int, Any], BackendError]  # (status, decoded body, or its text) → the facts
     grammar: Callable[[Iterable[Event], Mapping[str, Any]], Iterator[Event]]
-    statuses: Mapping[int, int] = field(default_factory=dict)  # a status that this API's clients know by another number
+    statuses: Mapping[int, int] = NOTHING  # a status that this API's clients know by another number
     based: bool = False  # a backend url with a path is the base already: the version goes to a bare host only
     auth: str = "bearer"  # how a key goes to such a backend
-    headers: Mapping[str, str] = field(default_factory=dict)  # what such a backend always wants
+    headers: Mapping[str, str] = NOTHING  # what such a backend always wants
     forward: frozenset[str] = frozenset()  # client headers that a translated call to such a backend may carry on
     prefixes: tuple[str, ...] = ()  # everything below goes through untouched when both ends speak this dialect
     framing: Callable[[str], str] = lambda query: "sse"  # query of the request → sse, named-sse, ndjson or array

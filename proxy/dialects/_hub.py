@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
 import operator
 import re
@@ -438,15 +437,20 @@ def tool_id(call_id: str, limit: int = 64) -> str:
     """A tool call's id as Anthropic and Responses take it: ^[a-zA-Z0-9_-]+$, at most `limit`; two ids never become one."""
     if call_id and len(call_id) <= limit and re.fullmatch(r"[a-zA-Z0-9_-]+", call_id):
         return call_id
-    digest = hashlib.sha256(call_id.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    return f"{re.sub(r'[^a-zA-Z0-9_-]', '_', call_id)[: limit - 13]}_{digest}"
+    return f"{re.sub(r'[^a-zA-Z0-9_-]', '_', call_id)[: limit - 13]}_{_digest(call_id)[:12]}"
 
 
 def nine_id(call_id: str) -> str:
     """A tool call's id as Mistral takes it: exactly nine letters and digits."""
     if re.fullmatch(r"[a-zA-Z0-9]{9}", call_id):
         return call_id
-    return hashlib.sha256(call_id.encode("utf-8", "surrogatepass")).hexdigest()[:9]
+    return _digest(call_id)[:9]
+
+
+def _digest(name: str) -> str:
+    import hashlib  # here and not above: the start needs none of it
+
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def made_id(cfg: Mapping[str, Any], n: int) -> str:

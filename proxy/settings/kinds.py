@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from voluptuous import Invalid, Optional, Required, Schema
 
@@ -16,8 +14,7 @@ from proxy.config import HOST, Network, url_fault
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """One kind of value. `check` gives it in its right type, or raises Invalid; `json` is what an editor is told."""
 
     check: Callable[[Any], Any]
@@ -29,6 +26,8 @@ Field = tuple[Kind, str]  # and what it means, in a line
 
 def meant(name: str, names: Iterable[str]) -> str:
     """`; did you mean 'x'?` when one of the names is close, else nothing."""
+    import difflib  # here and not above: a sound file needs none of it
+
     known = {known.lower(): known for known in names}
     close = [known[found] for found in difflib.get_close_matches(name.lower(), known, 1)]
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -21,8 +20,7 @@ TIMESTAMP = "tag:yaml.org,2002:timestamp"
 ALIAS = re.compile(r"\*[^\s:,\]}]*")  # or a name that was meant to begin with *
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """One YAML file as data, the line of each of its paths, and the faults that reading it has shown."""
 
     file: str

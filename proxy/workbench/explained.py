@@ -60,7 +60,7 @@ def _watched(endpoint: Endpoint, note: Callable[[str, str, Any], None]) -> Endpo
             note(hop, step.name, out)
             return out
 
-        return replace(step, function=run)
+        return step._replace(function=run)
 
     def streamed(step: Step, first: bool) -> Step:
         def noted(events: Iterable[Any], name: str) -> Iterator[Any]:
@@ -71,7 +71,7 @@ def _watched(endpoint: Endpoint, note: Callable[[str, str, Any], None]) -> Endpo
         def run(events: Iterable[Any], cfg: Mapping[str, Any]) -> Iterator[Any]:
             return noted(step.function(noted(events, "backend") if first else events, cfg), step.name)
 
-        return replace(step, function=run)
+        return step._replace(function=run)
 
     return replace(
         endpoint,
