@@ -9,8 +9,8 @@ unexport PYTHONDONTWRITEBYTECODE  # a start that compiles everything anew takes 
 run: .venv/run config.yaml key  ## start the proxy; ARGS="--port 9000" are passed on
 	@exec $(BIN)/python -m main $(ARGS)
 
-test: .venv/test check  ## everything that CI runs; PYTEST="-k name" narrows it
-	$(BIN)/python -m pytest $(PYTEST)
+test: .venv/test check  ## in under five minutes; ALL=1 adds what takes longer, as CI does; PYTEST="-k name" takes what it names
+	$(BIN)/python -m pytest $(if $(ALL)$(PYTEST),,-m "not long") $(PYTEST)
 
 check: .venv/test  ## ruff, mypy --strict, floors and line counts
 	$(BIN)/ruff check .

@@ -21,6 +21,8 @@ import pytest
 from benchmarks import subjects, table
 from benchmarks.subjects import ROWS, TESTS, Upstream, driven, job_of
 
+pytestmark = pytest.mark.long
+
 ROW = {row.name: row for row in ROWS}
 TEST = {test.name: test for test in TESTS}
 BENCH = Path(subjects.__file__).with_name("bench.py")

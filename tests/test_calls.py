@@ -425,6 +425,7 @@ def sound(database: str) -> set[str]:
     return set(names)
 
 
+@pytest.mark.long
 class TestLoad:
     @pytest.mark.parametrize("workers", [1, 2])
     def test_every_call_is_there_once_with_its_own_text(self, tmp_path: Path, database: str, workers: int) -> None:

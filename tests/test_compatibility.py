@@ -23,6 +23,8 @@ from tests.compat.features import FEATURES, Json, Refused
 from tests.compat.limits import Loss, Refusal, limit
 from tests.compat.world import World
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:

@@ -155,6 +155,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
         yield proxy
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*PYTHON, *SHELL])
 def test_printed_lines_run_as_they_are(running: Proxy, tmp_path: Path, name: str) -> None:
     printed = connect(running.folder, name).stdout

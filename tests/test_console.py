@@ -564,6 +564,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("old", "new", "path"), REFUSED, ids=[path for _, _, path in REFUSED])
 def test_what_names_a_program_a_file_or_a_url_cannot_be_changed(
     editing: tuple[Proxy, Visitor], backend: Backend, old: str, new: str, path: str

@@ -21,7 +21,7 @@ from tests.backends.sockets import Backend, Exchange, ask
 from tests.test_console import ANN, bearer, eventually, stream
 from tests.test_console import answer as plain_answer
 
-pytestmark = needs("chromium")
+pytestmark = [needs("chromium"), pytest.mark.long]
 SHOTS = CHECKOUT / "docs" / "console"
 NAMELESS, CONTRAST = ((CHECKOUT / "tests" / "data" / name).read_text() for name in ("nameless.js", "contrast.js"))
 LARGEST_SHOT = 150 * 1024  # bytes

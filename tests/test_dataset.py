@@ -271,6 +271,7 @@ class TestSessions:
             assert (reply.status, "takes a restart" in reply.json()["faults"][0]) == (422, True)
 
 
+@pytest.mark.long
 class TestSoundness:
     @pytest.mark.parametrize(("count", "workers"), [(100, 1), (500, 3)])
     def test_many_conversations_at_once(self, tmp_path: Path, backend: Backend, count: int, workers: int) -> None:

@@ -88,6 +88,7 @@ HUB = [(front, backend) for front, backend in PAIRS if "openai" in (front, backe
 KINDS = [*((*pair, "plain") for pair in PAIRS), *((*pair, "stream") for pair in HUB)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("front", "backend", "kind"), KINDS)
 def test_each_field_changes_with_the_inputs_that_it_comes_from(front: str, backend: str, kind: str) -> None:
     cassette = load(FOLDER / f"{front}-to-{backend}-{kind}.json")

@@ -121,6 +121,7 @@ WHERE = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("where", WHERE)
 def test_a_hundred_a_minute_are_exactly_a_hundred(tmp_path: Path, backend: Backend, engine: str, where: str) -> None:
@@ -522,6 +523,7 @@ def test_an_answer_that_is_made_in_the_background_is_charged_as_reserved(tmp_pat
 # --- a Redis that goes and comes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("on_loss", ["allow", "refuse"])
 def test_without_its_redis_a_proxy_does_as_it_is_told_and_heals(tmp_path: Path, backend: Backend, on_loss: str) -> None:
     more = f"limits: {{global: 3/hour}}\non_state_loss: {on_loss}\n" + keys(alice="concurrency: 2")

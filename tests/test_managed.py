@@ -20,6 +20,8 @@ from tests.backends.llama_server import CONTEXT, write_model
 from tests.backends.processes import running, wait_until
 from tests.backends.proxy import KEY, Proxy
 
+pytestmark = pytest.mark.long
+
 BACKENDS = Path(__file__).with_name("backends")
 
 

@@ -24,6 +24,8 @@ from tests.backends import mutants
 from tests.backends.proxy import KEY, Proxy
 from tests.doubles.openai import OpenAIDouble
 
+pytestmark = pytest.mark.long
+
 SAID = "Let me look."
 SOURCE = Path(mutants.__file__).read_text()
 NAMES = mutants.NAMES

@@ -254,6 +254,7 @@ QUERIES = [
 ]
 
 
+@pytest.mark.long
 class TestSearch:
     def test_every_combination_finds_what_is_there_in_its_order(self, many: tuple[Store, list[Row]]) -> None:
         store, rows = many

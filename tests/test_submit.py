@@ -116,6 +116,7 @@ def test_what_the_server_refuses_is_not_sent_again(tmp_path: Path, server: Backe
     assert texts(server).count("Bad") == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["down", "slow", "500", "redirect"])
 def test_no_call_is_disturbed_whatever_the_server_does(tmp_path: Path, server: Backend, how: str) -> None:
     over = threading.Event()

@@ -21,6 +21,8 @@ import pytest
 
 from tests.backends.proxy import CHECKOUT
 
+pytestmark = pytest.mark.long
+
 FENCE = re.compile(r"^```(\w*)[ ]?([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
 PORTS = ("8000", "9000")  # of the page; the test takes free ones
