@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from proxy.state import StateLost
-from proxy.state.service import frame, unframe
+from proxy.state.frames import frame, unframe
 from tests.backends.claims import Asking, Budget, Rate, Slot
 from tests.backends.fleet import ROOT, Fleet, Told, until
 from tests.backends.redis_server import RedisServer, TlsFront
@@ -438,7 +438,8 @@ MALFORMED: list[bytes] = [
 
 
 def test_what_is_no_question_ends_its_connection_and_nothing_else() -> None:
-    from proxy.state.service import Client, Service
+    from proxy.state.client import Client
+    from proxy.state.service import Service
 
     service = Service()
     service.listen()
@@ -592,7 +593,7 @@ def test_a_redis_over_tls_counts_like_any_other(tmp_path: Path, name: str, redis
     try:
         with Fleet(tmp_path, front.url, 2) as fleet:
             one, other = fleet.workers
-            storms = [worker.start("storm", 32, 4, [Rate(name, 100, 60.0)]) for worker in fleet.workers]
+            storms = [worker.start("storm", 8, 16, [Rate(name, 100, 60.0)]) for worker in fleet.workers]
             assert sum(storm.result(60) for storm in storms) == 100
             one.call("admit", "1", [Budget(name, 100, "total", 60), Slot(name, 1)])
             assert refused(other.call("admit", "2", [Budget(name, 100, "total", 30), Slot(name, 1)])) == 1

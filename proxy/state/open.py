@@ -34,7 +34,8 @@ def open_state(url: str = "memory", workers: int = 1, on_loss: str = "allow", bu
 
         return Guarded(Redis(url, money), on_loss)
     if served:
-        from proxy.state.service import Client, Service
+        from proxy.state.client import Client
+        from proxy.state.service import Service
 
         return Guarded(Client(Service(money)), on_loss)
     from proxy.state.memory import Memory
