@@ -31,6 +31,7 @@ class Reply:
         self.heard: tuple[Callable[[bytes], None], ...] = ()  # who hears the body as it goes
         self.tail = b""  # the last bytes of the body, which tell the usage
         self.streaming = False  # events are being sent: a fault can still be told
+        self.personal = False  # it holds what its own key may see: another's would hold something else
         self.chunked = False
         self._bodiless = method == "HEAD"
         self._may_chunk = chunks

@@ -160,6 +160,20 @@ class TestRecording:
             assert ask(proxy.url, "POST", "/v1/chat/completions", chat("Why?")).status == 401
         assert not (tmp_path / "b" / "cassettes").exists()
 
+    def test_a_list_of_models_that_is_short_for_a_key_is_not_kept(self, tmp_path: Path) -> None:
+        ann = "sk-ann-0123456789"
+        text = f"records: {{cassettes: {{}}}}\nkeys: {{ann: {{key: {ann}, models: [x*]}}}}\n"
+        listed = []
+        with Proxy(tmp_path, text + "targets: {default: t, t: {url: 'demo://', dialect: openai}}") as proxy:
+            for key in (ann, KEY):
+                reply = ask(proxy.url, "GET", "/v1/models", None, {"x-api-key": key, "anthropic-version": "2023-06-01"})
+                listed.append(reply.json()["data"])
+            assert listed[0] == []
+            assert listed[1]
+        (kept,) = (tmp_path / "cassettes").glob("*.json")
+        assert json.loads(json.loads(kept.read_text())["reply"]["body"]["text"])["data"] == listed[1]
+        run(tmp_path, "replay", "cassettes", "--config", "config.yaml")
+
     def test_calls_at_once_are_kept_each_with_its_own_bodies(self, tmp_path: Path, backend: Backend) -> None:
         with Proxy(tmp_path, CONFIG.replace("URL", backend.url), files={"mappers.py": MAPPERS}) as proxy:
 

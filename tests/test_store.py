@@ -420,7 +420,9 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 class TestUpgrade:
-    def test_an_old_database_keeps_every_row_and_is_searched_like_a_new_one(self, old: str) -> None:
+    def test_an_old_database_keeps_every_row_and_is_searched_like_a_new_one(
+        self, old: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
         for _ in range(2):  # the second time there is nothing to do
             store = open_store(old)
             assert numbers(store.calls(Query())) == [4, 3, 2, 1]
@@ -440,6 +442,7 @@ class TestUpgrade:
             assert store.latency(Query())["first_p50"] == pytest.approx(20, rel=0.05)
             assert sum(day["calls"] for day in store.usage(Query(), "target")) == 4
             store.close()
+        assert caplog.text.count("4 calls are brought up to date") == 1
         store = open_store(old)
         store.write([row(5, follows=["b"], leaves=["e"], said="more sky")])
         assert numbers(store.calls(Query(text="sky"))) == [5, 1]

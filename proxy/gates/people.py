@@ -104,6 +104,7 @@ class Shown:
 
     def __init__(self, reply: Reply, allowed: ByName[bool]) -> None:
         self.__dict__.update(_reply=reply, _allowed=allowed, _parts=[], _head=(200, []))
+        self.personal = True
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reply, name)

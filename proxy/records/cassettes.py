@@ -78,7 +78,8 @@ class Tape:
 
     def meet(self, endpoint: Endpoint, asked: requests.PreparedRequest, answer: requests.Response) -> None:
         """A backend answers. What an earlier attempt met is forgotten."""
-        if not endpoint.mapped or (self._targets and endpoint.target.name not in self._targets):
+        wanted = not self._targets or endpoint.target.name in self._targets
+        if not endpoint.mapped or not wanted or self.relay.reply.personal:  # a replay has nobody's key
             return
         raw = cast(Any, answer.raw)
         first = bool(endpoint.before_url) and asked.url == endpoint.before_url

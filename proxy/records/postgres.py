@@ -43,16 +43,8 @@ class PostgresStore(SqlStore):
     def __init__(self, url: str) -> None:
         super().__init__()
         self._url = url
-        self._conn: Any = None
         with self._begin():
             pass
-
-    def close(self) -> None:
-        """See Store."""
-        with self._lock:
-            if self._conn is not None:
-                self._conn.close()
-                self._conn = None
 
     @contextlib.contextmanager
     def _begin(self, writes: bool = True) -> Iterator[None]:
@@ -60,9 +52,7 @@ class PostgresStore(SqlStore):
 
         with self._lock:
             try:
-                if self._conn is None or self._conn.closed:
-                    self._conn = self._open()
-                with self._conn.transaction():
+                with self._ready().transaction():
                     yield
             except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError) as fault:
                 self.close()
@@ -70,24 +60,24 @@ class PostgresStore(SqlStore):
             except (psycopg.Error, UnicodeEncodeError) as fault:
                 raise RowRefused(type(fault).__name__) from fault
 
-    def _open(self) -> Any:
+    # --- what SqlStore wants
+    def _connect(self) -> Any:
         import psycopg
 
-        conn = self._conn = psycopg.connect(self._url, autocommit=True, connect_timeout=CONNECT_S)
-        try:
-            with conn.transaction():
-                conn.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
-                conn.execute("CREATE SCHEMA IF NOT EXISTS llm_logs")
-                conn.execute("SET search_path TO llm_logs")
-                self._check()
-        except BaseException:
-            self.close()
-            raise
-        return conn
+        return psycopg.connect(self._url, autocommit=True, connect_timeout=CONNECT_S)
+
+    def _is_there(self) -> bool:
+        return not self._conn.closed
+
+    def _prepare(self) -> None:
+        with self._conn.transaction():
+            self._run("SELECT pg_advisory_xact_lock(?)", (LOCK,))
+            self._run("CREATE SCHEMA IF NOT EXISTS llm_logs")
+            self._run("SET search_path TO llm_logs")
+            self._check()
 
     def _check(self) -> None:
-        """Makes the tables in a schema that has none, or of those of an earlier version. Raises ConfigError for one that is not
-        ours, or of a later version."""
+        """See `_prepare`."""
         self._run("CREATE TABLE IF NOT EXISTS meta (version INTEGER NOT NULL)")
         (version,) = self._run("SELECT coalesce(max(version), 0) FROM meta").fetchone()
         if version > VERSION:
@@ -99,6 +89,8 @@ class PostgresStore(SqlStore):
         if other is not None:
             whose = f"schema llm_logs: has a table {other[0]} of another program"
             raise ConfigError([f"{whose}: rename the schema (ALTER SCHEMA), or use another database"])
+        if version:
+            self._tell_of_upgrade()
         for statement in (*(FROM_1 if version else (*TABLES, "CREATE SEQUENCE numbers", *VIEWS)), *WORDS):
             self._run(statement.replace("{number}", "BIGINT").replace("{clustered}", ""))
         if version:
@@ -106,7 +98,6 @@ class PostgresStore(SqlStore):
         self._run("DELETE FROM meta")
         self._run("INSERT INTO meta VALUES (?)", (VERSION,))
 
-    # --- what SqlStore wants
     def _run(self, sql: str, values: Values = ()) -> Any:
         return self._conn.execute(sql.replace("?", "%s"), values)
 

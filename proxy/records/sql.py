@@ -8,6 +8,7 @@ histogram whose buckets are 10 % wide).
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections import Counter, defaultdict
@@ -20,6 +21,7 @@ from proxy.records.reader import GROUP, WIDTH, SqlReader, Values, day_of
 from proxy.records.store import Row
 from proxy.records.tables import AS_JSON, FACTS, SUMS
 
+logger = logging.getLogger(__name__)
 NAMES = ", ".join(f'"{name}"' for name in FACTS)
 WRITE_CALLS = f"INSERT INTO calls (n, {NAMES}, size) VALUES (?{', ?' * (len(FACTS) + 1)})"
 WRITE_BODIES = "INSERT INTO bodies VALUES (?, ?, ?, ?, ?)"
@@ -47,9 +49,27 @@ AGAIN = "again "  # begins the mark of a request, which holds for AGAIN_S only
 
 
 class SqlStore(SqlReader):
-    """See `store.Store`. What is left to a database, beside what reading needs: `_many`, `_numbers`, `_index`, `_unindex`."""
+    """See `store.Store`. What is left to a database, beside what reading needs: `_connect`, `_prepare`, `_is_there` of a
+    connection, `_many`, `_numbers`, `_index`, `_unindex` of its statements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conn: Any = None
 
     # --- what a database does its own way
+    def _connect(self) -> Any:
+        """A new connection."""
+        raise NotImplementedError
+
+    def _prepare(self) -> None:
+        """Makes a new connection ready, and the tables where there are none, or of those of an earlier version. Raises
+        ConfigError for a database that is not ours, or of a later version."""
+        raise NotImplementedError
+
+    def _is_there(self) -> bool:
+        """Whether the connection still leads to the database."""
+        raise NotImplementedError
+
     def _many(self, sql: str, rows: Sequence[Values]) -> None:
         raise NotImplementedError
 
@@ -64,6 +84,27 @@ class SqlStore(SqlReader):
     def _unindex(self, numbered: Sequence[tuple[int, str]]) -> None:
         """Takes back what `_index` was given."""
         raise NotImplementedError
+
+    # --- the connection
+    def close(self) -> None:
+        """See Store."""
+        with self._lock:
+            if self._conn is not None:
+                self._conn.close()
+                self._conn = None
+
+    def _ready(self) -> Any:
+        """The connection, for who has the lock: a new one where there is none, or one that leads nowhere."""
+        if self._conn is not None and not self._is_there():
+            self.close()
+        if self._conn is None:
+            self._conn = self._connect()
+            try:
+                self._prepare()
+            except BaseException:
+                self.close()
+                raise
+        return self._conn
 
     # --- writing
     def write(self, rows: Sequence[Row]) -> None:
@@ -186,6 +227,12 @@ class SqlStore(SqlReader):
         with self._begin():
             self._run('DELETE FROM slices WHERE latest < (SELECT coalesce(min("at"), 0) FROM calls)')
         return gone
+
+    def _tell_of_upgrade(self) -> None:
+        (last,) = self._run("SELECT coalesce(max(n), 0) FROM calls").fetchone()
+        logger.warning(
+            "the call log is of an earlier version: %d calls are brought up to date; a million take some minutes", last
+        )
 
     def _upgrade(self) -> None:
         """After FROM_1, in its transaction: each call is given its terms."""

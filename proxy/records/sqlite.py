@@ -44,17 +44,9 @@ class SqliteStore(SqlStore):
     def __init__(self, file: str) -> None:
         super().__init__()
         self._file = file
-        self._conn: sqlite3.Connection | None = None
-        self._inode = 0
+        self._inode = 0  # of the file that the connection has open
         with self._begin(writes=False):
             pass
-
-    def close(self) -> None:
-        """See Store."""
-        with self._lock:
-            if self._conn is not None:
-                self._conn.close()
-                self._conn = None
 
     @contextlib.contextmanager
     def _begin(self, writes: bool = True) -> Iterator[None]:
@@ -74,13 +66,12 @@ class SqliteStore(SqlStore):
             except (sqlite3.Error, OSError) as fault:
                 raise StoreLost(f"{self._file}: {fault}") from fault
 
-    def _ready(self) -> sqlite3.Connection:
-        if self._conn is not None and not self._is_there():
-            self.close()
-        if self._conn is None:
-            self._conn = self._open()
-            self._inode = os.stat(self._file).st_ino
-        return self._conn
+    # --- what SqlStore wants
+    def _connect(self) -> sqlite3.Connection:
+        file = os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600)  # it holds what people wrote
+        self._inode = os.fstat(file).st_ino
+        os.close(file)
+        return sqlite3.connect(self._file, timeout=UPGRADE_S, check_same_thread=False, isolation_level=None)
 
     def _is_there(self) -> bool:
         try:
@@ -88,26 +79,18 @@ class SqliteStore(SqlStore):
         except OSError:
             return False
 
-    def _open(self) -> sqlite3.Connection:
-        os.close(os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600))  # it holds what people wrote
-        conn = self._conn = sqlite3.connect(self._file, timeout=UPGRADE_S, check_same_thread=False, isolation_level=None)
-        try:
-            conn.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            conn.execute("PRAGMA journal_mode = WAL")
-            conn.execute("PRAGMA synchronous = NORMAL")
-            conn.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-            conn.execute("BEGIN IMMEDIATE")
-            self._check()
-            conn.execute("COMMIT")
-            conn.execute(f"PRAGMA busy_timeout = {LOCKED_S * 1000:.0f}")
-        except BaseException:
-            self.close()
-            raise
-        return conn
+    def _prepare(self) -> None:
+        self._run("PRAGMA auto_vacuum = INCREMENTAL")
+        self._run("PRAGMA journal_mode = WAL")
+        self._run("PRAGMA synchronous = NORMAL")
+        self._run(f"PRAGMA cache_size = -{CACHE_KIB}")
+        self._run("BEGIN IMMEDIATE")
+        self._check()
+        self._run("COMMIT")
+        self._run(f"PRAGMA busy_timeout = {LOCKED_S * 1000:.0f}")
 
     def _check(self) -> None:
-        """Makes the tables in a file that is empty, or out of an earlier version's. Raises ConfigError for a file that is not
-        ours, or of a later version."""
+        """See `_prepare`."""
         (version,) = self._run("PRAGMA user_version").fetchone()
         (mark,) = self._run("PRAGMA application_id").fetchone()
         if version > VERSION and mark == MARK:
@@ -118,6 +101,8 @@ class SqliteStore(SqlStore):
             return
         if mark != MARK and self._run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise ConfigError([f"{self._file}: is a database of another program: choose another file"])
+        if mark == MARK:
+            self._tell_of_upgrade()
         for statement in (*(FROM_1 if mark == MARK else TABLES), WORDS):
             self._run(statement.replace("{number}", "INTEGER").replace("{clustered}", "WITHOUT ROWID"))
         if mark == MARK:
@@ -125,9 +110,7 @@ class SqliteStore(SqlStore):
         self._run(f"PRAGMA user_version = {VERSION}")
         self._run(f"PRAGMA application_id = {MARK}")
 
-    # --- what SqlStore wants
     def _run(self, sql: str, values: Values = ()) -> Any:
-        assert self._conn is not None
         return self._conn.execute(sql, values)
 
     def _many(self, sql: str, rows: Sequence[Values]) -> None:
