@@ -58,10 +58,10 @@ def _finite(text: str) -> float:
     return value
 
 
-_strict = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
+STRICT = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 
 
-def loads(data: bytes, decoder: json.JSONDecoder = _strict) -> Any:
+def loads(data: bytes, decoder: json.JSONDecoder = STRICT) -> Any:
     """Strict JSON. Raises ValueError whatever is wrong with it: syntax, encoding, depth, digits, NaN."""
     try:
         return decoder.decode(data.removeprefix(BOM).decode())
@@ -204,7 +204,7 @@ def read_array(chunks: Iterable[bytes]) -> Iterator[Any]:
                 text, state = text[1:].lstrip(), "value"
             else:
                 try:
-                    value, end = _strict.raw_decode(text)
+                    value, end = STRICT.raw_decode(text)
                 except ValueError:  # not whole yet
                     break
                 except RecursionError:

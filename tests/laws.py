@@ -98,6 +98,16 @@ def hub_answers(draw: Any, refusals: bool = True) -> Json:
     return {**head, "choices": [{"index": 0, "message": message, "finish_reason": finish}], "usage": spent}
 
 
+def junk(*fields: str) -> st.SearchStrategy[Any]:
+    """JSON that nobody meant: its objects have some of these fields, and nothing in them is of the type that it should be."""
+    scalars = st.none() | st.booleans() | st.integers() | st.sampled_from((0.5, "", "x", *fields))
+    return st.recursive(
+        scalars,
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(fields), inner, max_size=3),
+        max_leaves=5,
+    )
+
+
 def fragments(answer: Json, size: int, unfold: Callable[[Json], Iterator[Json]]) -> list[Json]:
     """The chunks of an answer with every text and every argument cut into pieces of `size`."""
     out: list[Json] = []

@@ -124,7 +124,10 @@ def claude_code() -> Json:
         ],
         "thinking": {"type": "adaptive"},
         "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
-        "output_config": {"effort": "max", "format": {"type": "json_schema", "schema": {"type": "object"}}},
+        "output_config": {
+            "effort": "max",
+            "format": {"type": "json_schema", "schema": {"type": "object", "additionalProperties": False}},
+        },
         "metadata": {"user_id": "user_" + "a" * 150},
     }
 
@@ -139,7 +142,7 @@ def test_claude_codes_request_becomes_a_canonical_chat_request() -> None:
     assert req["stream_options"] == {"include_usage": True}
     assert req["reasoning_effort"] == "max"
     assert req["thinking"] == {"type": "adaptive"}
-    assert req["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    assert req["response_format"]["json_schema"]["schema"] == {"type": "object", "additionalProperties": False}
     assert len(req["user"]) == 64
     assert [message["role"] for message in req["messages"]] == ["system", "user", "system", "assistant", "tool", "tool", "user"]
     system, _, inline, assistant, result, failed, last = req["messages"]
@@ -400,7 +403,7 @@ def test_a_limit_is_always_sent_and_leaves_room_for_thinking() -> None:
 
 
 def test_structured_output_is_carried_and_plain_json_mode_is_not() -> None:
-    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": False}
     form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
     body = chatReqOpenAItoAnthropic(hub(response_format=form))
     assert body["output_config"] == {"format": {"type": "json_schema", "schema": schema}}
@@ -529,7 +532,7 @@ def test_no_completion_is_a_backend_error(broken: Any) -> None:
 
 def test_arguments_that_are_no_object_are_an_error() -> None:
     with pytest.raises(BackendError):
-        chatAnsOpenAItoAnthropic(openai.chat_answer(CFG, calls(("t", '{"a":')), "length"), CFG)
+        chatAnsOpenAItoAnthropic(openai.chat_answer(CFG, calls(("t", '{"a":')), "tool_calls"), CFG)
 
 
 # --- streams
@@ -780,7 +783,7 @@ def mutated(draw: st.DrawFn, stream: list[Json]) -> list[Any]:
 
 
 @given(mutated(LEGAL))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_mutated_stream_is_an_error_event_or_something_an_sdk_can_read(stream: list[Any]) -> None:
     seen, error = run_grammar(stream)
     if error is None:
@@ -795,7 +798,7 @@ def test_a_mutated_stream_is_an_error_event_or_something_an_sdk_can_read(stream:
 
 
 @given(mutated(LEGAL), mutated(chunks({"content": "x"}, openai.tool_delta(0, "a", "f", '{"x":1}'), finish="tool_calls")))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_odd_events_of_a_backend_never_crash_a_mapper(theirs: list[Any], ours: list[Any]) -> None:
     for mapped in (chatStreamAnthropictoOpenAI(theirs, CFG), chatStreamOpenAItoAnthropic(ours, CFG)):
         try:
@@ -849,7 +852,7 @@ def conversations(draw: st.DrawFn) -> Json:
 
 
 @given(conversations())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_conversation_comes_back_from_messages_as_it_was(req: Json) -> None:
     before = copy.deepcopy(req)
     body = chatReqOpenAItoAnthropic(req, CFG)
@@ -859,7 +862,7 @@ def test_a_conversation_comes_back_from_messages_as_it_was(req: Json) -> None:
 
 
 @given(conversations())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_is_sent_is_what_the_service_takes_and_comes_back_from_the_hub(req: Json) -> None:
     req["messages"] = [{name: value for name, value in m.items() if name != "thinking_blocks"} for m in req["messages"]]
     body = chatReqOpenAItoAnthropic(req, CFG)
@@ -884,7 +887,7 @@ def answers(draw: st.DrawFn) -> Json:
 
 
 @given(answers())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_an_answer_comes_back_from_messages_as_it_was(answer: Json) -> None:
     before = copy.deepcopy(answer)
     there = chatAnsOpenAItoAnthropic(answer, CFG)
@@ -902,7 +905,7 @@ def parsed(answer: Json) -> Json:
 
 
 @given(answers())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_folding_the_stream_of_a_message_equals_its_answer(answer: Json) -> None:
     there = chatAnsOpenAItoAnthropic(answer, CFG)
     folded = openai.fold(openai.DIALECT.grammar(chatStreamAnthropictoOpenAI(events(there), CFG), CFG))
@@ -910,14 +913,14 @@ def test_folding_the_stream_of_a_message_equals_its_answer(answer: Json) -> None
 
 
 @given(answers())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_the_sdk_makes_of_the_stream_equals_the_answer(answer: Json) -> None:
     stream = grammar(chatStreamOpenAItoAnthropic(openai.unfold(answer), CFG), CFG)
     assert accumulated(stream) == {**chatAnsOpenAItoAnthropic(answer, CFG), "stop_details": None}
 
 
 @given(st.lists(ARGUMENTS, min_size=1, max_size=3), st.randoms(use_true_random=False))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_woven_fragments_of_calls_give_whole_blocks(inputs: list[Json], random: Any) -> None:
     written = [json.dumps(given) for given in inputs]
     fragments = [(n, text[i : i + 3]) for n, text in enumerate(written) for i in range(0, len(text), 3)]
@@ -961,7 +964,7 @@ HUB_BODY = chatReqAnthropictoOpenAI(claude_code())
 
 
 @given(spoilt(claude_code()), spoilt(HUB_BODY))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_odd_values_of_a_client_are_bad_requests_or_harmless(theirs: Json, ours: Json) -> None:
     for fault in (refused(chatReqAnthropictoOpenAI, theirs), refused(chatReqOpenAItoAnthropic, ours)):
         assert fault is None or fault.param
@@ -971,7 +974,7 @@ def test_odd_values_of_a_client_are_bad_requests_or_harmless(theirs: Json, ours:
     st.dictionaries(st.sampled_from(tuple(message())), JUNK),
     st.dictionaries(st.sampled_from(("choices", "usage", "model", "id")), JUNK),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_odd_fields_of_a_backend_never_crash(theirs: Json, ours: Json) -> None:
     good = openai.chat_answer(CFG, calls(("t", "{}")), "stop", openai.usage(1, 2))
     use = {"type": "tool_use", "id": 7, "name": None, "input": None, "new": 1}
@@ -1133,3 +1136,147 @@ def test_a_thinking_budget_is_one_that_messages_takes(limit: int | None, asked: 
     made = mapper("chatReqOpenAItoAnthropic")({**req, **({"max_completion_tokens": limit} if limit else {})}, cfg)
     assert made.get("thinking", {}).get("budget_tokens") == sent
     assert lost == ([] if sent else ["thinking"])
+
+
+CLAUDES = {  # model → what of (temperature, top_p, top_k) it is sent, thinking and not
+    "claude-opus-5": ((), ()),
+    "claude-opus-4-8": ((), ()),
+    "claude-sonnet-5-20260630": ((), ()),
+    "claude-haiku-4-5-20251001": ((), ("temperature", "top_k")),
+    "claude-opus-4-20250514": ((), ("temperature", "top_p", "top_k")),
+    "claude-3-5-sonnet-20241022": ((), ("temperature", "top_p", "top_k")),
+    "MiniMax-M2": (("temperature", "top_p", "top_k"), ("temperature", "top_p", "top_k")),
+}
+
+
+@pytest.mark.parametrize("model", CLAUDES)
+@pytest.mark.parametrize("thinks", [True, False])
+def test_a_claude_is_sent_the_sampling_that_its_generation_takes(model: str, thinks: bool) -> None:
+    ledger = Ledger()
+    asked = {"temperature": 0.5, "top_p": 0.9, "top_k": 40}
+    thinking = {"thinking": {"type": "enabled", "budget_tokens": 2048}} if thinks else {}
+    body = chatReqOpenAItoAnthropic(hub(**asked, **thinking), {"lost": ledger, "model": model})
+    sent = CLAUDES[model][0 if thinks else 1]
+    assert {name: body[name] for name in asked if name in body} == {name: asked[name] for name in sent}
+    assert sorted(ledger.paths) == sorted(asked.keys() - set(sent))
+    check({**body, "model": model}, HEADERS, CREATE)
+
+
+@pytest.mark.parametrize(("model", "kind"), [("claude-sonnet-4-6", "enabled"), ("claude-opus-4-7", "adaptive")])
+def test_a_claude_that_takes_no_budget_thinks_as_much_as_it_likes(model: str, kind: str) -> None:
+    thinking = {"type": "enabled", "budget_tokens": 2048, "display": "omitted"}
+    body = chatReqOpenAItoAnthropic(hub(thinking=thinking), {"model": model})
+    assert (body["thinking"]["type"], body["thinking"]["display"]) == (kind, "omitted")
+    check({**body, "model": model}, HEADERS, CREATE)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
+def test_a_claude_that_must_call_a_tool_does_not_think(choice: Any) -> None:
+    ledger = Ledger()
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    asked = hub(tools=tools, tool_choice=choice, thinking={"type": "enabled", "budget_tokens": 2048}, temperature=0.5)
+    body = chatReqOpenAItoAnthropic(asked, {"lost": ledger, "model": "claude-sonnet-4-6"})
+    assert "thinking" not in body
+    assert body["temperature"] == 0.5
+    assert ledger.paths == ["thinking"]
+    check({**body, "model": "claude-sonnet-4-6"}, HEADERS, CREATE)
+
+
+@pytest.mark.parametrize(
+    ("model", "effort", "sent"),
+    [
+        ("claude-haiku-4-5", "high", None),
+        ("claude-opus-4-5", "max", "high"),
+        ("claude-sonnet-4-6", "xhigh", "high"),
+        ("claude-opus-4-7", "xhigh", "xhigh"),
+        ("claude-opus-5", "minimal", "low"),
+    ],
+)
+def test_effort_is_what_a_claude_knows(model: str, effort: str, sent: str | None) -> None:
+    body = chatReqOpenAItoAnthropic(hub(reasoning_effort=effort), {"model": model})
+    assert body.get("output_config", {}).get("effort") == sent
+
+
+def test_a_schema_is_closed_and_what_claude_cannot_enforce_is_told_in_words() -> None:
+    wanted = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": {
+            "age": {"type": "integer", "minimum": 0, "description": "in years"},
+            "minimum": {"type": "string", "default": "x"},
+            "tags": {"type": "array", "items": {"$ref": "#/$defs/tag"}, "minItems": 2},
+            "by": {"oneOf": [{"type": "object", "additionalProperties": {"type": "string"}}, {"type": "null"}]},
+        },
+        "required": ["age"],
+        "$defs": {"tag": {"type": "object", "properties": {"name": {"type": "string"}}, "additionalProperties": True}},
+    }
+    before = copy.deepcopy(wanted)
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": wanted}}
+    body = chatReqOpenAItoAnthropic(hub(response_format=form))
+    assert body["output_config"]["format"]["schema"] == {
+        "type": "object",
+        "properties": {
+            "age": {"type": "integer", "description": 'in years {"minimum":0}'},
+            "minimum": {"type": "string", "default": "x"},
+            "tags": {"type": "array", "items": {"$ref": "#/$defs/tag"}, "description": '{"minItems":2}'},
+            "by": {
+                "anyOf": [
+                    {
+                        "type": "object",
+                        "additionalProperties": False,
+                        "description": '{"additionalProperties":{"type":"string"}}',
+                    },
+                    {"type": "null"},
+                ]
+            },
+        },
+        "required": ["age"],
+        "additionalProperties": False,
+        "$defs": {"tag": {"type": "object", "properties": {"name": {"type": "string"}}, "additionalProperties": False}},
+    }
+    assert wanted == before
+    check(body, HEADERS, CREATE)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"model": "claude-opus-5", "temperature": 0.5},
+        {"model": "claude-sonnet-4-6", "temperature": 0.5, "top_p": 0.5},
+        {
+            "model": "claude-sonnet-4-6",
+            "temperature": 0.5,
+            "thinking": {"type": "enabled", "budget_tokens": 1024},
+            "max_tokens": 2000,
+        },
+        {"model": "claude-opus-5", "thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 2000},
+        {"output_config": {"format": {"type": "json_schema", "schema": {"type": "object", "properties": {}}}}},
+        {"output_config": {"format": {"type": "json_schema", "schema": {"type": "integer", "minimum": 1}}}},
+    ],
+)
+def test_the_double_refuses_what_a_claude_refuses(broken: Json) -> None:
+    with pytest.raises(Refusal):
+        check({**ask(), **broken}, HEADERS, CREATE)
+
+
+@pytest.mark.parametrize(
+    ("schema", "strict"),
+    [
+        ({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": False}, True),
+        ({"type": "object", "properties": {"a": {"type": "string"}}, "required": [], "additionalProperties": False}, False),
+        ({"type": "array", "items": {"type": "object", "properties": {"a": {}}, "additionalProperties": False}}, False),
+        ({"type": "object", "properties": {}, "additionalProperties": False}, True),
+    ],
+)
+def test_strict_is_asked_for_where_openais_strict_mode_takes_the_schema(schema: Json, strict: bool) -> None:
+    """Claude's takes optional properties, and OpenAI refuses them: the schema without the promise beats no answer."""
+    tool = {"name": "f", "input_schema": {"type": "object", "properties": {"x": schema}, "required": ["x"]}, "strict": True}
+    asked = ask(tools=[tool], output_config={"format": {"type": "json_schema", "schema": schema}})
+    req = chatReqAnthropictoOpenAI(asked)
+    assert req["response_format"]["json_schema"] == {"name": "answer", "schema": schema, "strict": strict}
+    assert req["tools"][0]["function"].get("strict", False) is strict
+
+
+def test_openais_safety_identifier_is_the_user() -> None:
+    assert chatReqOpenAItoAnthropic(hub(safety_identifier="abc"))["metadata"] == {"user_id": "abc"}
+    assert chatReqOpenAItoAnthropic(hub(safety_identifier="abc", user="u"))["metadata"] == {"user_id": "u"}

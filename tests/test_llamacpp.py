@@ -535,7 +535,6 @@ class TestErrors:
         assert it.error_body(BackendError("x", status=503), "id")["error"]["type"] == "unavailable_error"
         assert it.parse_error(400, told).code == "context_length_exceeded"
 
-    @settings(deadline=None)
     @given(
         st.integers(400, 599),
         st.recursive(
@@ -609,7 +608,6 @@ class TestTheGrammar:
         with pytest.raises(BackendError, match="gone"):
             next(out)
 
-    @settings(deadline=None)
     @given(
         st.lists(EVENTS, max_size=4),
         st.integers(0, 5),
@@ -657,7 +655,6 @@ HUB_TEXT = st.fixed_dictionaries(
 
 
 class TestLaws:
-    @settings(deadline=None)
     @given(st.text(max_size=9), st.sampled_from(["eos", "limit", "word"]), st.integers(0, 9), st.integers(0, 9), st.data())
     def test_a_folded_stream_is_the_answer(self, said, kind, prompt, made, data):
         final = {"index": 0, "stop": True, "stop_type": kind, "stopping_word": "w" if kind == "word" else "", "model": "tiny"}
@@ -668,7 +665,6 @@ class TestLaws:
         cfg = {**CFG, "request": user("hi", stop=["w"])}
         assert fold(it.chatStreamLlamaCpptoOpenAI(events, cfg)) == it.chatAnsLlamaCpptoOpenAI({**final, "content": said}, cfg)
 
-    @settings(deadline=None)
     @given(st.lists(RESULT, max_size=3))
     def test_nothing_from_a_backend_crashes_or_is_changed(self, results):
         before = copy.deepcopy(results)
@@ -683,7 +679,6 @@ class TestLaws:
                 call()
         assert results == before
 
-    @settings(deadline=None)
     @given(HUB_TEXT)
     def test_nothing_from_the_hub_crashes_or_is_changed(self, answer):
         before = copy.deepcopy(answer)
@@ -692,7 +687,6 @@ class TestLaws:
                 call()
         assert answer == before
 
-    @settings(deadline=None)
     @given(
         st.dictionaries(
             st.sampled_from(

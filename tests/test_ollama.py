@@ -120,6 +120,7 @@ def test_structured_output_is_the_format() -> None:
         ({"reasoning_effort": "none"}, False),
         ({"reasoning_effort": "minimal"}, "low"),
         ({"reasoning_effort": "xhigh"}, "high"),
+        ({"reasoning_effort": "max"}, "high"),
         ({"thinking": {"type": "disabled"}}, False),
         ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, True),
         ({"thinking": {"type": "adaptive"}}, None),

@@ -139,6 +139,9 @@ def test_custom_tools_become_functions_with_one_string() -> None:
     kept = canonical({"messages": history, "tools": [custom]}, own=True)
     assert kept["tools"] == [custom]
     assert kept["messages"][1]["tool_calls"][0]["type"] == "custom"
+    history[1]["tool_calls"][0]["id"] = 5
+    with pytest.raises(BadRequest, match=r"messages\[1\].tool_calls\[0\].id"):
+        canonical({"messages": history, "tools": [custom]}, own=True)
 
 
 def test_legacy_function_turns_become_tool_turns_with_one_id() -> None:
@@ -411,6 +414,9 @@ def test_a_strange_servers_chunks_become_canonical() -> None:
         ({"error": {"message": "m", "code": 429}}, 429),
         ({"error": {"message": "m", "code": "rate_limit_exceeded"}}, 429),
         ({"error": {"message": "m", "type": "overloaded_error"}}, 503),
+        ({"error": {"message": "m", "type": "request_too_large"}}, 413),
+        ({"error": {"message": "m", "code": "context_length_exceeded"}}, 400),
+        ({"error": {"message": "m", "code": "server_is_overloaded"}}, 503),
         ({"error": {"message": "m", "code": "500", "type": "server_error"}}, 500),
         ({"error": "m"}, 502),
         ({"error": {"message": "m", "code": 77}}, 502),
@@ -441,6 +447,96 @@ def test_a_strange_servers_answer_becomes_canonical() -> None:
     }
     assert choice["finish_reason"] == "tool_calls"
     assert answer["usage"] == usage(3, 4, 1, 2)
+
+
+def test_a_custom_tools_call_is_told_alike_whole_and_streamed() -> None:
+    said = ['say "', 'hi"\n', "\u2028ü\\"]
+    whole = {"id": "c1", "type": "custom", "custom": {"name": "run", "input": "".join(said)}}
+    other = tool_call("c2", "look", {"a": 1})
+    answer = canonical_answer({"choices": [{"index": 0, "message": {"tool_calls": [whole, other]}, "finish_reason": "stop"}]})
+    calls = answer["choices"][0]["message"]["tool_calls"]
+    assert json.loads(calls[0]["function"]["arguments"]) == {"input": "".join(said)}
+    deltas: list[Any] = [[{"index": 0, "id": "c1", "type": "custom", "custom": {"name": "run", "input": ""}}]]
+    deltas += [[{"index": 0, "custom": {"input": piece}}] for piece in said]
+    deltas += [[{"index": 1, **other}]]
+    events = [chunk(CFG, {"tool_calls": delta}) for delta in deltas]
+    streamed = list(canonical_chunks([*events, chunk(CFG, {}, "tool_calls")]))
+    assert fold(streamed)["choices"][0]["message"]["tool_calls"] == calls
+    assert list(grammar(streamed)) == streamed
+    silent = chunk(CFG, {"tool_calls": deltas[0]}), chunk(CFG, {}, "tool_calls")
+    assert fold(canonical_chunks(silent))["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"] == '{"input":""}'
+    assert fold(events)["choices"][0]["message"]["tool_calls"][0] == whole
+
+
+REFUSALS: list[tuple[str, Any]] = [
+    ("Anthropic", lambda answer: "".join(block.get("text", "") for block in answer["content"])),
+    ("Gemini", lambda answer: "".join(part.get("text", "") for part in answer["candidates"][0]["content"]["parts"])),
+    ("Ollama", lambda answer: answer["message"]["content"]),
+    ("Responses", lambda answer: "".join(p.get("text", p.get("refusal")) for p in answer["output"][0]["content"])),
+]
+
+
+@pytest.mark.parametrize(("tag", "words"), REFUSALS)
+def test_a_refusal_beside_text_is_told_alike_whole_and_streamed(tag: str, words: Any) -> None:
+    answer = chat_answer(CFG, {"role": "assistant", "content": "Well. ", "refusal": "No."}, "stop", usage(1, 2))
+    whole = mapper(f"chatAnsOpenAIto{tag}")(answer, CFG)
+    assert words(whole) == "Well. No."
+    events = list(mapper(f"chatStreamOpenAIto{tag}")(unfold(answer), CFG))
+    told = {
+        "Anthropic": lambda: "".join(event.get("delta", {}).get("text", "") for event in events),
+        "Gemini": lambda: "".join(map(words, events)),
+        "Ollama": lambda: "".join(map(words, events)),
+        "Responses": lambda: words(events[-1]["response"]),
+    }
+    assert told[tag]() == "Well. No."
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize(
+    ("tag", "told"),
+    [
+        ("Gemini", lambda a: (a["candidates"][0]["content"]["parts"], a["candidates"][0].get("finishReason"))),
+        ("Ollama", lambda a: ([a["message"]["content"], *a["message"].get("tool_calls", ())], a.get("done_reason"))),
+        ("Anthropic", lambda a: (a["content"], a["stop_reason"])),
+    ],
+)
+def test_a_call_that_the_limit_cut_is_no_call_and_no_error(tag: str, told: Any, streamed: bool) -> None:
+    """What was said before is an answer, and that it is not whole stands in its end."""
+    message = {"role": "assistant", "content": "Well.", "tool_calls": [CALL, {**CALL, "id": "c2"}]}
+    message["tool_calls"][1] = {"id": "c2", "type": "function", "function": {"name": "look", "arguments": '{"a":'}}
+    answer = chat_answer(CFG, message, "length", usage(1, 2))
+    if not streamed:
+        found = [told(mapper(f"chatAnsOpenAIto{tag}")(answer, CFG))]
+    elif tag == "Anthropic":  # what a stream has said it cannot take back, and the end says that it was cut
+        *_, end, _ = mapper("chatStreamOpenAItoAnthropic")(unfold(answer), CFG)
+        assert end["delta"]["stop_reason"] == "max_tokens"
+        return
+    else:
+        found = [told(event) for event in mapper(f"chatStreamOpenAIto{tag}")(unfold(answer), CFG)]
+    shown = json.dumps(found)
+    assert (shown.count("Well."), shown.count('"look"')) == (1, 1)
+    assert found[-1][1] in ("MAX_TOKENS", "length", "max_tokens")
+    broken = chat_answer(CFG, message, "tool_calls", usage(1, 2))
+    with pytest.raises(BackendError):
+        list(mapper(f"chatStreamOpenAIto{tag}")(unfold(broken), CFG)) if streamed else mapper(f"chatAnsOpenAIto{tag}")(
+            broken, CFG
+        )
+
+
+def test_a_refusal_is_text_of_a_completion() -> None:
+    answer = chat_answer(CFG, {"role": "assistant", "content": None, "refusal": "No."}, "stop")
+    assert textAnsChattoOpenAI(answer, CFG)["choices"][0]["text"] == "No."
+    assert "".join(c["text"] for e in textStreamChattoOpenAI(unfold(answer), CFG) for c in e["choices"]) == "No."
+
+
+@pytest.mark.parametrize(("content", "wanted"), [(None, "No."), ("Well. ", "Well. No.")])
+def test_a_refusal_in_the_history_is_what_the_assistant_said(content: Any, wanted: str) -> None:
+    turn = {"role": "assistant", "content": content, "refusal": "No."}
+    req = {"messages": [{"role": "user", "content": "hi"}, turn, {"role": "user", "content": "why?"}]}
+    assert canonical(req)["messages"][1] == {"role": "assistant", "content": wanted}
+    parts = {**turn, "content": [{"type": "text", "text": "Well. "}]}
+    assert text_of(canonical({"messages": [req["messages"][0], parts]})["messages"][1]["content"]) == "Well. No."
+    assert canonical(req, own=True)["messages"][1]["refusal"] == "No."
 
 
 @pytest.mark.parametrize("broken", [None, [], "x", {}, {"choices": []}, {"choices": {}}])
@@ -499,9 +595,32 @@ def test_any_split_of_the_bytes_gives_the_same_events(answer: Json, size: int) -
 
 
 @given(hub_requests())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_goes_up_is_what_openai_takes(request_: Json) -> None:
     check_chat(unchanged(chatReqOpenAItoOpenAI, request_))
+
+
+def test_ids_are_no_longer_than_openai_takes_and_alike_on_call_and_result() -> None:
+    long = "run_shell_command-1731231231231-8f3a2b1c9d0e"  # as Gemini CLI writes them
+    calls = [{**CALL, "id": long}, {**CALL, "id": "toolu_1.2"}]
+    results = [{"role": "tool", "tool_call_id": call["id"], "content": "x"} for call in calls]
+    turn = {"role": "assistant", "content": None, "tool_calls": calls}
+    sent = chatReqOpenAItoOpenAI({"model": "gpt-4.1", "messages": [*HI, turn, *results]})
+    ids = [call["id"] for call in sent["messages"][1]["tool_calls"]]
+    assert ids == [message["tool_call_id"] for message in sent["messages"][2:]]
+    assert len(ids[0]) == 40
+    assert ids[1] == "toolu_1.2"
+    check_chat(sent)
+
+
+def test_a_tool_without_properties_gets_some() -> None:
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    sent = chatReqOpenAItoOpenAI({"model": "gpt-4.1", "messages": HI, "tools": [tool]})
+    assert sent["tools"] == [TOOL]
+    responses = mapper("chatReqOpenAItoResponses")({"model": "gpt-4.1", "messages": HI, "tools": [tool]})
+    assert responses["tools"][0]["parameters"] == {"type": "object", "properties": {}}
+    assert tool["function"] == {"name": "look", "parameters": {"type": "object"}}
+    check_chat(sent)
 
 
 def test_extensions_are_taken_off() -> None:

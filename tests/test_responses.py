@@ -51,10 +51,16 @@ from tests.laws import CFG, PNG, fragments, hub_answers, hub_requests, mutations
 Json = dict[str, Any]
 STREAM_EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 RESPONSE: TypeAdapter[Any] = TypeAdapter(Response)
-LOOK = {"type": "function", "name": "look", "description": "Looks.", "parameters": {"type": "object"}, "strict": False}
+LOOK = {
+    "type": "function",
+    "name": "look",
+    "description": "Looks.",
+    "parameters": {"type": "object", "properties": {}},
+    "strict": False,
+}
 SEEN = {
     "type": "function",
-    "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}, "strict": False},
+    "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object", "properties": {}}, "strict": False},
 }
 HI = [{"role": "user", "content": "hi"}]
 
@@ -305,7 +311,7 @@ def test_tools_inside_the_input_are_tools() -> None:
 
 
 @given(hub_requests())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_request_goes_to_responses_and_back(request_: Json) -> None:
     body = unchanged(chatReqOpenAItoResponses, request_)
     check_response(body)
@@ -388,7 +394,7 @@ def _events(answer: Json, cfg: Json, size: int = 3) -> list[Json]:
 
 
 @given(hub_answers(), st.integers(1, 6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_stream_is_whole_and_ends_with_the_answer(answer: Json, size: int) -> None:
     events = _events(answer, CFG, size)
     assert run(events) == (events, None)
@@ -407,7 +413,7 @@ def _by_done(events: list[Json], whole: Json) -> list[Json]:
 
 
 @given(hub_answers())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_an_answer_goes_to_responses_and_back(answer: Json) -> None:
     body = unchanged(chatAnsOpenAItoResponses, answer)
     back = unchanged(chatAnsResponsestoOpenAI, body)
@@ -422,7 +428,7 @@ def test_an_answer_goes_to_responses_and_back(answer: Json) -> None:
 
 
 @given(hub_answers())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_thinking_survives_the_clients_round_trip(answer: Json) -> None:
     output = json.loads(wire.dumps(chatAnsOpenAItoResponses(answer)["output"]))
     turn = chatReqResponsestoOpenAI({"input": [*HI, *output]})["messages"][1:]
@@ -699,7 +705,6 @@ JUNK = st.recursive(
 
 
 @given(st.lists(st.dictionaries(st.sampled_from(KEYS), JUNK, max_size=5) | JUNK, max_size=4))
-@settings(deadline=None)
 def test_no_backends_events_crash_the_mapper(events: list[Any]) -> None:
     calls: list[Callable[[], Any]] = [
         lambda: list(chatStreamResponsestoOpenAI(events)),
@@ -717,14 +722,13 @@ OTHERS = ("tools", "tool_choice", "text", "reasoning", "include")
 
 
 @given(st.fixed_dictionaries({"input": st.lists(ITEM, max_size=3)}, optional=dict.fromkeys(OTHERS, JUNK)))
-@settings(deadline=None)
 def test_no_clients_request_crashes_the_mapper(body: Json) -> None:
     with suppress(BadRequest):
         assert chatReqResponsestoOpenAI(body)["messages"]
 
 
 @given(hub_answers(), st.integers(1, 9))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_any_split_of_the_bytes_gives_the_same_events(answer: Json, size: int) -> None:
     events = list(chatStreamOpenAItoResponses(unfold(answer), CFG))
     body = b"".join(wire.write(load("responses").framing(""), events, load("responses").done))

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from proxy.dialects import load, mapper
 from proxy.dialects._seal import SEAL, seal, seal_signature, signature_of, signed, unseal, unseal_signature
+from proxy.dialects.gemini import UNSIGNED
 from proxy.dialects.openai import chatReqOpenAItoOpenAI, unfold
 from tests.backends.proxy import KEY, Proxy
 from tests.doubles import gemini
@@ -206,8 +207,9 @@ def test_an_anthropic_client_has_a_conversation_with_tools(world: World, stream:
         message_of(sdk, stream, model=model, messages=messages)  # the doubles refuse what is not theirs
         assert SEAL not in json.dumps(double.requests[-1][3])
     without = [messages[0], {"role": "assistant", "content": first.content[1:]}, messages[2]]
-    with pytest.raises(anthropic.BadRequestError, match="thought_signature"):
-        message_of(sdk, stream, model="any-gemini", messages=without)
+    again = message_of(sdk, stream, model="any-gemini", messages=without)
+    assert [block.text for block in again.content] == [ANSWER]
+    assert world.signature_sent() == UNSIGNED  # a lost signature has Google's mark, which the model takes
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -230,8 +232,8 @@ def test_a_chat_client_has_a_conversation_with_tools(world: World, stream: bool)
     assert world.signature_sent() == SIGNATURE
     stripped = {**call.model_dump(), "extra_content": None}
     messages[1] = {"role": "assistant", "content": None, "tool_calls": [stripped]}
-    with pytest.raises(openai.BadRequestError, match="thought_signature"):
-        turn(messages)
+    assert turn(messages).content == ANSWER
+    assert world.signature_sent() == UNSIGNED
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -255,5 +257,5 @@ def test_a_responses_client_has_a_conversation_with_tools(world: World, stream: 
     for model in ("any-responses", "any-gpt"):
         turn(given, model)
         assert SEAL not in json.dumps(world.gpt.requests[-1][3])
-    with pytest.raises(openai.BadRequestError, match="thought_signature"):
-        turn([item for item in given if item.get("type") != "reasoning"])
+    assert turn([item for item in given if item.get("type") != "reasoning"]).output_text == ANSWER
+    assert world.signature_sent() == UNSIGNED

@@ -28,7 +28,7 @@ FINISH = {  # what servers with an OpenAI-like API also say; what is in neither 
 
 def count(value: Any) -> int:
     """A token count of a backend; anything that is none is 0."""
-    return int(value) if isinstance(value, (int, float)) and 0 <= value < 1e15 else 0
+    return int(value) if isinstance(value, (int, float)) and value is not True and 0 <= value < 1e15 else 0
 
 
 def text(value: Any) -> str:
@@ -43,11 +43,12 @@ def object_of(value: Any) -> Json:
 
 def unix_of(stamp: Any) -> int:
     """An RFC 3339 time as unix seconds, 0 when it is none; Go writes more digits than Python reads."""
-    whole, _, rest = text(stamp).replace("Z", "+00:00").partition(".")
+    whole, _, rest = text(stamp).upper().replace("Z", "+00:00").partition(".")
     try:
-        return int(datetime.fromisoformat(whole + rest.lstrip("0123456789")).timestamp())
-    except (ValueError, OverflowError):
+        at = datetime.fromisoformat(whole + rest.lstrip("0123456789"))
+    except ValueError:
         return 0
+    return int(at.timestamp()) if at.tzinfo else 0
 
 
 # --- building
@@ -150,23 +151,27 @@ def usage_chunk(cfg: Mapping[str, Any], usage: Json, *, model: Any = None) -> Ev
 
 # --- reading what OpenAI-like backends send
 
-STATUS = {  # OpenAI's error types and codes → status, where an error comes without one (in a stream, in a 200)
-    "invalid_request_error": 400,
-    "authentication_error": 401,
-    "permission_error": 403,
-    "not_found_error": 404,
-    "rate_limit_error": 429,
-    "rate_limit_exceeded": 429,
-    "insufficient_quota": 429,
-    "overloaded_error": 503,
-    "server_error": 500,
-    "timeout_error": 504,
+ERRORS = {  # status → OpenAI's and Anthropic's types and codes of it, where an error comes without one (in a stream, in a 200)
+    400: (
+        *("invalid_request_error", "invalid_prompt", "context_length_exceeded", "invalid_image", "invalid_image_format"),
+        *("invalid_base64_image", "invalid_image_url", "image_too_large", "image_file_too_large", "image_parse_error"),
+    ),
+    401: ("authentication_error",),
+    402: ("billing_error",),
+    403: ("permission_error",),
+    404: ("not_found_error",),
+    413: ("request_too_large",),
+    429: ("rate_limit_error", "rate_limit_exceeded", "insufficient_quota"),
+    500: ("server_error",),
+    503: ("overloaded_error", "server_is_overloaded"),
+    504: ("timeout_error",),
 }
+STATUS = {name: status for status, names in ERRORS.items() for name in names}
 
 
 def parse_error(status: int, body: Any) -> BackendError:
     """An error body of OpenAI or of a server like it → its facts; never raises."""
-    fault = body.get("error", body) if isinstance(body, dict) else body
+    fault = body.get("error") or body if isinstance(body, dict) else body
     if not isinstance(fault, dict):
         message = fault if isinstance(fault, str) else ""
         return BackendError(message.strip()[:2000] or f"the backend answered {status}", status=status)
@@ -235,11 +240,11 @@ def canonical_answer(ip: Any) -> Json:
         raise BackendError("the backend's answer is not a JSON object")
     if ip.get("error"):
         raise stream_error(ip)
-    choices = ip.get("choices")
-    if not isinstance(choices, list) or not choices:
+    choices = objects(ip.get("choices"))
+    if not choices:
         raise BackendError("the backend's answer has no choices")
     answer = {name: value for name, value in ip.items() if value is not None and name != "usage"}
-    answer["choices"] = [_canonical_choice(choice, i) for i, choice in enumerate(objects(choices))]
+    answer["choices"] = [_canonical_choice(choice, i) for i, choice in enumerate(choices)]
     found = canonical_usage(ip.get("usage"))
     return answer if found is None else {**answer, "usage": found}
 
@@ -279,11 +284,10 @@ def _whole_call(call: Json, n: int) -> Json:
 
 
 def rename_reasoning(message: Json) -> None:
-    reasoning = message.pop("reasoning", None)
-    if isinstance(reasoning, str):
-        message.setdefault("reasoning_content", reasoning)
-    if not text(message.get("reasoning_content")):
-        message.pop("reasoning_content", None)
+    """`reasoning`, as some servers call it, under its one name, in place; without a text there is neither."""
+    reasoning, told = (text(message.pop(name, None)) for name in ("reasoning", "reasoning_content"))
+    if told or reasoning:
+        message["reasoning_content"] = told or reasoning
 
 
 def joined(content: Any) -> str:

@@ -13,6 +13,7 @@ from proxy.dialects._seal import signature_of, signatures_before
 from proxy.dialects.openai import (
     Json,
     assistant,
+    calls_of,
     canonical_answer,
     canonical_chunks,
     chat_answer,
@@ -22,7 +23,6 @@ from proxy.dialects.openai import (
     estimate_tokens,
     made_id,
     model_of,
-    parse_arguments,
     stream_error,
     text,
     tool_call,
@@ -130,9 +130,9 @@ def chatAnsAnthropictoOpenAI(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
 def chatAnsOpenAItoAnthropic(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
     """A chat.completion → a Message.
 
-    In: an answer of any OpenAI-like backend. Out: thinking (unsigned reasoning with an empty signature), text, tool calls, each
-    behind its sealed signature if it has one; of several choices the first. Raises: BackendError for an error, no choice, or
-    arguments that are no JSON object.
+    In: an answer of any OpenAI-like backend. Out: thinking (unsigned reasoning with an empty signature), text, tool calls that
+    the limit did not cut, each behind its sealed signature if it has one; of several choices the first.
+    Raises: BackendError for an error, no choice, or arguments that are no JSON object.
     """
     answer = canonical_answer(ip)
     if not answer["choices"]:
@@ -146,10 +146,10 @@ def chatAnsOpenAItoAnthropic(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
     if said:
         content.append({"type": "text", "text": said})
     held = signature_of(message)
-    for call in message.get("tool_calls", ()):
+    for call, given in calls_of(message, choice["finish_reason"]):
         named = {"id": tool_id(call["id"]), "name": call["function"]["name"]}
         content += [{"type": "redacted_thinking", "data": data} for data in signatures_before(call, named["id"], held)]
-        content.append({"type": "tool_use", **named, "input": parse_arguments(call["function"]["arguments"])})
+        content.append({"type": "tool_use", **named, "input": given})
         held = ""
     spent = _usage_out(answer["usage"]) if "usage" in answer else _usage_out(None, estimate_of(cfg))
     stop = _stop(choice["finish_reason"], choice.get("stop_sequence"), bool(message.get("refusal")))

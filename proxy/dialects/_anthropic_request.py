@@ -8,15 +8,15 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from proxy.dialects._anthropic_claude import closed
 from proxy.dialects._seal import is_sealed, unseal_signature, with_signatures
 from proxy.dialects.openai import (
     Json,
-    canonical,
+    calls_of,
     checked,
     count,
     data_uri,
     expect,
-    parse_arguments,
     sniff,
     text,
     tool_call,
@@ -35,7 +35,7 @@ def _no_ledger(path: str, why: str) -> None:
     """Nobody keeps account of what is lost."""
 
 
-def _ledger(cfg: Mapping[str, Any]) -> Lost:
+def ledger(cfg: Mapping[str, Any]) -> Lost:
     return cfg.get("lost") or _no_ledger
 
 
@@ -67,7 +67,7 @@ def chatReqAnthropictoOpenAI(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
     In: a body of POST /v1/messages, of either version, with or without `max_tokens`. Out: a new dict; usage is always asked
     for in a stream. Raises: BadRequest that names the field. Source: anthropic SDK 2.12, MessageCreateParams.
     """
-    body, lost = checked(ip, FIELDS), _ledger(cfg)
+    body, lost = checked(ip, FIELDS), ledger(cfg)
     if not body.get("messages"):
         raise BadRequest("messages must be an array with at least one message", param="messages")
     req = {new: body[name] for name, new in SAME.items() if name in body}
@@ -93,7 +93,8 @@ def _config_in(body: Json, req: Json, lost: Lost) -> None:
     wanted = config.get("format") or body.get("output_format")  # output_format: what betas called it
     if wanted:
         schema = expect(expect(wanted, "dict", "output_config.format").get("schema"), "dict", "output_config.format.schema")
-        req["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+        named = {"name": "answer", "schema": schema, "strict": _is_strict(schema)}
+        req["response_format"] = {"type": "json_schema", "json_schema": named}
     user = body.get("metadata", {}).get("user_id")
     if user:
         opaque = expect(user, "str", "metadata.user_id")
@@ -114,7 +115,7 @@ def _tools_in(body: Json, req: Json, lost: Lost) -> None:
         if tool.get("description"):
             function["description"] = expect(tool["description"], "str", f"{at}.description")
         function["parameters"] = expect(tool.get("input_schema"), "dict", f"{at}.input_schema")
-        if tool.get("strict"):
+        if tool.get("strict") and _is_strict(function["parameters"]):
             function["strict"] = True
         tools.append(_cached({"type": "function", "function": function}, tool))
     if not tools:
@@ -125,6 +126,18 @@ def _tools_in(body: Json, req: Json, lost: Lost) -> None:
         req["tool_choice"] = _choice_in(choice)
     if choice.get("disable_parallel_tool_use"):
         req["parallel_tool_calls"] = False
+
+
+def _is_strict(schema: Any) -> bool:
+    """Whether OpenAI's strict mode takes a schema: all properties of every object are required. Claude knows optional ones."""
+    if isinstance(schema, list):
+        return all(map(_is_strict, schema))
+    if not isinstance(schema, dict):
+        return True
+    named, needed = schema.get("properties", {}), schema.get("required", [])
+    if isinstance(named, dict) and not (isinstance(needed, list) and all(name in needed for name in named)):
+        return False
+    return all(map(_is_strict, schema.values()))
 
 
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -326,13 +339,9 @@ LEAST_BUDGET = 1024  # tokens of thinking
 EFFORTS_OUT = {"minimal": "low", **{effort: effort for effort in EFFORTS}}
 
 
-def chatReqOpenAItoAnthropic(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
-    """The hub's chat request → a Messages request.
-
-    In: any Chat body. Out: a new dict; n, seed, penalties, logprobs, json_object and what else Messages lacks are left out.
-    Raises: BadRequest for n > 1, audio, arguments that are no JSON object. Source: anthropic SDK 2.12, MessageCreateParams.
-    """
-    req, lost = canonical(ip), _ledger(cfg)
+def messages_request(req: Json, cfg: Mapping[str, Any] = {}) -> Json:
+    """A canonical request → a Messages request, whatever the model. Raises BadRequest."""
+    lost = ledger(cfg)
     if req.get("n", 1) > 1:
         raise BadRequest("this backend gives one answer a request: n must be 1", param="n")
     body: Json = {name: req[name] for name in ("model", "stream", "top_p", "top_k", "thinking") if name in req}
@@ -350,8 +359,8 @@ def chatReqOpenAItoAnthropic(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
             lost("temperature", "Messages ends at 1")
     if "stop" in req:
         _stops_out(req["stop"], body, lost)
-    if req.get("user"):
-        body["metadata"] = {"user_id": req["user"]}
+    if user := req.get("user") or text(req.get("safety_identifier")):  # OpenAI's newer name of it
+        body["metadata"] = {"user_id": user}
     _config_out(req, body)
     _tools_out(req, body)
     return body
@@ -387,7 +396,7 @@ def _config_out(req: Json, body: Json) -> None:
         config["effort"] = EFFORTS_OUT[effort]
     schema = req.get("response_format", {}).get("json_schema", {}).get("schema")
     if schema is not None:
-        config["format"] = {"type": "json_schema", "schema": schema}
+        config["format"] = {"type": "json_schema", "schema": closed(schema)}
     if config:
         body["output_config"] = config
 
@@ -521,10 +530,8 @@ def _result_out(message: Json, path: str) -> list[Json]:
 def _assistant_out(message: Json, path: str) -> list[Json]:
     """Thinking comes first and verbatim; reasoning that nobody signed stays here, a signature is never made up."""
     blocks = [block for block in thinking_of(message) if not is_sealed(block)]
-    blocks += _blocks_out(message["content"] or text(message.get("refusal")), path)
-    for j, call in enumerate(message.get("tool_calls", ())):
-        at = f"{path}.tool_calls[{j}].function.arguments"
-        given = parse_arguments(call["function"]["arguments"], BadRequest, at)
+    blocks += _blocks_out(message["content"], path)
+    for call, given in calls_of(message, error=BadRequest, at=path):
         blocks.append({"type": "tool_use", "id": tool_id(call["id"]), "name": call["function"]["name"], "input": given})
     return blocks
 

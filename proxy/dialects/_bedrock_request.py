@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from proxy.dialects._anthropic_claude import closed, fitted
 from proxy.dialects._seal import is_sealed
-from proxy.dialects.openai import Json, canonical, compact, data_uri, objects, parse_arguments, text, tool_id
+from proxy.dialects.openai import Json, calls_of, canonical, compact, data_uri, objects, text, tool_id
 from proxy.errors import BadRequest
 
 Lost = Callable[[str, str], None]
@@ -62,8 +63,9 @@ def chatReqOpenAItoBedrock(ip: Any, cfg: Mapping[str, Any] = {}) -> Json:
     req, lost = canonical(ip), cfg.get("lost") or _unheard
     if req.get("n", 1) > 1:
         raise BadRequest("this backend gives one answer a request: n must be 1", param="n")
+    model = model_name(req, cfg)
+    kind, req = family(model), fitted(req, model, lost)
     system, messages = _turns(req["messages"], lost)
-    kind = family(model_name(req, cfg))
     fields = {
         "messages": messages,
         "system": system,
@@ -100,7 +102,8 @@ def _output(req: Json, kind: str) -> Json:
     wanted = req.get("response_format", {}).get("json_schema", {})
     if wanted.get("schema") is not None:
         named = {name: wanted[name] for name in ("name", "description") if text(wanted.get(name))}
-        written = {"jsonSchema": {"schema": compact(wanted["schema"]), **named}}
+        schema = closed(wanted["schema"]) if kind == CLAUDE else wanted["schema"]
+        written = {"jsonSchema": {"schema": compact(schema), **named}}
         out["textFormat"] = {"type": "json_schema", "structure": written}
     if kind == CLAUDE and req.get("reasoning_effort") in EFFORTS:
         out["effort"] = EFFORTS[req["reasoning_effort"]]
@@ -219,10 +222,8 @@ def _blocks(content: Any, path: str) -> list[Json]:
 def _assistant(message: Json, path: str) -> list[Json]:
     """Thinking comes first and verbatim; reasoning that nobody signed stays here, a signature is never made up."""
     out = [_thought(block) for block in objects(message.get("thinking_blocks")) if not is_sealed(block)]
-    out += _blocks(message["content"] or text(message.get("refusal")), path)
-    for j, call in enumerate(message.get("tool_calls", ())):
-        at = f"{path}.tool_calls[{j}].function.arguments"
-        given = parse_arguments(call["function"]["arguments"], BadRequest, at)
+    out += _blocks(message["content"], path)
+    for call, given in calls_of(message, error=BadRequest, at=path):
         out.append({"toolUse": {"toolUseId": tool_id(call["id"]), "name": call["function"]["name"], "input": given}})
     return out
 

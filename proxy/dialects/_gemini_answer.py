@@ -176,7 +176,7 @@ def chatAnsOpenAItoGemini(ip: Any, cfg: Mapping[str, Any] = {}) -> Json:
     answer, thoughts = canonical_answer(ip), _wants_thoughts(cfg)
     candidates = []
     for choice in answer["choices"]:
-        parts = turn_parts(choice["message"], BackendError, wrap=seal, thoughts=thoughts)
+        parts = turn_parts(choice["message"], BackendError, wrap=seal, thoughts=thoughts, finish=choice["finish_reason"])
         candidates.append(_candidate(choice["index"], parts, choice["finish_reason"]) | _logprobs_out(choice))
     return _response(cfg, answer, candidates, answer.get("usage"))
 
@@ -203,7 +203,10 @@ def chatStreamOpenAItoGemini(events: Iterable[Event], cfg: Mapping[str, Any] = {
                 finishes[index] = choice["finish_reason"]
     if finishes:
         calls = {choice["index"]: choice["message"] for choice in fold(held)["choices"]}
-        whole = {index: turn_parts(calls.get(index, {}), BackendError, wrap=seal) for index in finishes}
+        whole = {
+            index: turn_parts(calls.get(index, {}), BackendError, wrap=seal, finish=finish)
+            for index, finish in finishes.items()
+        }
         candidates = [_candidate(index, whole[index], finish) for index, finish in sorted(finishes.items())]
         yield _response(cfg, head, candidates, head["usage"])
 

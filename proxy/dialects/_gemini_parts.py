@@ -16,13 +16,13 @@ from typing import Any
 from proxy.dialects._seal import signature_of, signed
 from proxy.dialects.openai import (
     Json,
+    calls_of,
     chunk,
     compact,
     data_uri,
     expect,
     fold,
     objects,
-    parse_arguments,
     sniff,
     text,
     text_of,
@@ -297,20 +297,24 @@ def contents_of(messages: list[Json]) -> tuple[list[Json], list[Json]]:
 
 
 def turn_parts(
-    message: Json, error: type[ProxyError], at: str = "message", wrap: Callable[[str], str] = str, thoughts: bool = True
+    message: Json,
+    error: type[ProxyError],
+    at: str = "message",
+    wrap: Callable[[str], str] = str,
+    thoughts: bool = True,
+    finish: Any = None,
 ) -> list[Json]:
     """A hub message or delta of an assistant → parts: thoughts, text, calls. `wrap` is applied to signatures.
 
-    Raises `error` where arguments are no JSON object.
+    Raises `error` where arguments are no JSON object, unless the limit cut them (`finish`).
     """
     parts = list(_thought_parts(message, wrap)) if thoughts else []
-    said = parts_out(message.get("content") or text(message.get("refusal")), f"{at}.content")
+    said = parts_out(message.get("content"), f"{at}.content") + parts_out(text(message.get("refusal")), at)
     if signature_of(message):
         said = said or [{"text": ""}]  # Gemini itself sends a signature that has no text of its own so
         said[-1] = {**said[-1], "thoughtSignature": wrap(signature_of(message))}
     parts += said
-    for j, call in enumerate(message.get("tool_calls") or ()):
-        args = parse_arguments(call["function"]["arguments"], error, f"{at}.tool_calls[{j}].function.arguments")
+    for call, args in calls_of(message, finish, error, at):
         part: Json = {"functionCall": {"id": call["id"], "name": call["function"]["name"], "args": args}}
         signature = signature_of(call)
         parts.append({**part, "thoughtSignature": wrap(signature)} if signature else part)

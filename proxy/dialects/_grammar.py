@@ -28,7 +28,7 @@ class _Open:
     """What is known of one choice of a stream."""
 
     def __init__(self) -> None:
-        self.calls: list[Any] = []
+        self.calls: list[tuple[str, str]] = []  # id and name
         self.finished = False
 
 
@@ -53,8 +53,10 @@ def grammar(events: Iterable[Event], cfg: Mapping[str, Any] = {}) -> Iterator[Ev
             fault = _event_fault(event, choices, fault_of)
             if fault:
                 raise MapperError(f"{cfg.get('chain', 'stream mapper')}: {fault}")
-            if shows_usage or event["choices"] or not event.get("usage"):
+            if shows_usage or not event.get("usage"):
                 yield event
+            elif event["choices"]:
+                yield {name: value for name, value in event.items() if name != "usage"}
         if not choices or not all(choice.finished for choice in choices.values()):
             raise BackendError("the backend's stream ended before its answer did")
     except ProxyError as error:
@@ -133,7 +135,9 @@ def _call_fault(call: Any, state: _Open) -> str | None:
     if index == len(state.calls):
         if not isinstance(call.get("id"), str) or not call["id"] or not told.get("name"):
             return "a tool call begins without its id or name"
-        state.calls.append(call["id"])
-    elif call.get("id") not in (None, "", state.calls[index]):
-        return "a tool call changes its id"
+        state.calls.append((call["id"], told["name"]))
+        return None
+    call_id, name = state.calls[index]
+    if call.get("id") not in (None, "", call_id) or told.get("name") not in (None, "", name):
+        return "a tool call changes its id or name"
     return None

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from proxy import wire
 from proxy.errors import BackendError, BadRequest, ProxyError
 
 Json = dict[str, Any]
@@ -74,7 +75,6 @@ def canonical(ip: Any, own: bool = False) -> Json:
     req = checked(ip, FIELDS)
     if "max_tokens" in req:
         req.setdefault("max_completion_tokens", req.pop("max_tokens"))
-        req.pop("max_tokens", None)
     if "stop" in req:
         _canonical_stop(req)
     if "response_format" in req:
@@ -155,14 +155,13 @@ def canonical_tool(tool: Any, param: str) -> Json:
     function: Json = expect(given, "dict", f"{param}.{kind}")
     if not isinstance(function.get("name"), str) or not function["name"]:
         raise BadRequest(f"{param}.{kind}.name must be a string that is not empty", param=f"{param}.{kind}.name")
+    for field, wanted in (("parameters", "dict"), ("description", "str"), ("strict", "bool")):
+        if function.get(field) is not None:
+            expect(function[field], wanted, f"{param}.{kind}.{field}")
     if kind == "custom":
         function = _custom_as_function(function)
-    else:
-        for field, wanted in (("parameters", "dict"), ("description", "str"), ("strict", "bool")):
-            if function.get(field) is not None:
-                expect(function[field], wanted, f"{param}.function.{field}")
-        if None in function.values():
-            function = {field: value for field, value in function.items() if value is not None}
+    elif None in function.values():
+        function = {field: value for field, value in function.items() if value is not None}
     if tool.get("type") == "function" and tool.get("function") is function:
         return tool  # type: ignore[no-any-return]  # the common case: canonical already
     kept = {"cache_control": tool["cache_control"]} if tool.get("cache_control") else {}
@@ -283,6 +282,8 @@ def _canonical_part(part: Any, param: str, own: bool) -> Json:
 
 
 def _assistant_message(message: Json, i: int, own: bool) -> Json:
+    if isinstance(message.get("refusal"), str) and not own:
+        message = _with_refusal(message)
     calls, legacy = message.get("tool_calls"), message.get("function_call")
     reasoning = message.get("reasoning")
     if calls is None and legacy is None and not isinstance(reasoning, str):
@@ -290,7 +291,7 @@ def _assistant_message(message: Json, i: int, own: bool) -> Json:
     changed = dict(message)
     if isinstance(reasoning, str):
         del changed["reasoning"]
-        changed.setdefault("reasoning_content", reasoning)
+        changed["reasoning_content"] = message.get("reasoning_content") or reasoning
     changed.pop("function_call", None)
     if calls is None and legacy is not None:
         calls = [{"function": legacy}]
@@ -302,12 +303,23 @@ def _assistant_message(message: Json, i: int, own: bool) -> Json:
     return changed
 
 
+def _with_refusal(message: Json) -> Json:
+    """What the assistant refused with is what it said: no API but OpenAI's has another place for it."""
+    said, refusal = message.get("content"), message["refusal"]
+    kept = {name: value for name, value in message.items() if name != "refusal"}
+    if isinstance(said, list):
+        return {**kept, "content": [*said, {"type": "text", "text": refusal}]}
+    return {**kept, "content": f"{said or ''}{refusal}" if isinstance(said, (str, type(None))) else said}
+
+
 def _canonical_call(call: Any, i: int, j: int, own: bool) -> Json:
     param = f"messages[{i}].tool_calls[{j}]"
-    kind = expect(call, "dict", param).get("type") or "function"
+    kind, call_id = expect(call, "dict", param).get("type") or "function", call.get("id")
+    if call_id is not None and not isinstance(call_id, str):
+        expect(call_id, "str", f"{param}.id")
     if kind == "custom" and isinstance(call.get("custom"), dict):
         if own:
-            return call if call.get("id") else {**call, "id": f"call_{i}_{j}"}
+            return call if call_id else {**call, "id": f"call_{i}_{j}"}
         custom = call["custom"]
         function: Any = {"name": custom.get("name"), "arguments": compact({"input": custom.get("input") or ""})}
     else:
@@ -319,10 +331,8 @@ def _canonical_call(call: Any, i: int, j: int, own: bool) -> Json:
         function = {**function, "arguments": "" if arguments is None else compact(arguments)}
     elif not isinstance(arguments, str):
         expect(arguments, "str", f"{param}.function.arguments")
-    call_id = call.get("id")
-    if call_id is not None and not isinstance(call_id, str):
-        expect(call_id, "str", f"{param}.id")
-    if call_id and call.get("type") == "function" and call.get("function") is function:
+    is_plain = "index" not in call and None not in call.values()
+    if call_id and is_plain and call.get("type") == "function" and call.get("function") is function:
         return call  # type: ignore[no-any-return]
     kept = {name: value for name, value in call.items() if name not in ("custom", "index") and value is not None}
     return {**kept, "id": call_id or f"call_{i}_{j}", "type": "function", "function": function}
@@ -377,7 +387,7 @@ def parse_arguments(text: Any, error: type[ProxyError] = BackendError, param: st
     if isinstance(text, dict):
         return text
     try:
-        value = json.loads(text) if text else {}
+        value = wire.STRICT.decode(text) if text else {}
     except (ValueError, TypeError, RecursionError):
         value = None
     if not isinstance(value, dict):
@@ -385,21 +395,37 @@ def parse_arguments(text: Any, error: type[ProxyError] = BackendError, param: st
     return value
 
 
-MAGIC = (  # (offset, bytes, media type); longer beats nothing: the first that fits
-    (0, b"\x89PNG\r\n\x1a\n", "image/png"),
-    (0, b"\xff\xd8\xff", "image/jpeg"),
-    (0, b"GIF8", "image/gif"),
-    (8, b"WEBP", "image/webp"),
-    (0, b"BM", "image/bmp"),
-    (0, b"II*\x00", "image/tiff"),
-    (0, b"MM\x00*", "image/tiff"),
-    (4, b"ftypavif", "image/avif"),
-    (4, b"ftyphei", "image/heic"),
-    (0, b"%PDF-", "application/pdf"),
-    (8, b"WAVE", "audio/wav"),
-    (0, b"ID3", "audio/mpeg"),
-    (0, b"fLaC", "audio/flac"),
-    (0, b"OggS", "audio/ogg"),
+def calls_of(
+    message: Json, finish: Any = None, error: type[ProxyError] = BackendError, at: str = "message"
+) -> list[tuple[Json, Json]]:
+    """The calls of an assistant's message, each with its arguments as an object. One whose arguments the limit cut (`finish` is
+    length) is none: nobody can carry it out. Raises `error`, with the path below `at`, for arguments that are no object."""
+    found: list[tuple[Json, Json]] = []
+    for j, call in enumerate(message.get("tool_calls") or ()):
+        try:
+            found.append(
+                (call, parse_arguments(call["function"]["arguments"], error, f"{at}.tool_calls[{j}].function.arguments"))
+            )
+        except ProxyError:
+            if finish != "length":
+                raise
+    return found
+
+
+MAGIC = (  # how the bytes begin → media type; enough of it that no text in words begins so
+    (rb"\x89PNG\r\n\x1a\n", "image/png"),
+    (rb"\xff\xd8\xff", "image/jpeg"),
+    (rb"GIF8[79]a", "image/gif"),
+    (rb"RIFF.{4}WEBP", "image/webp"),
+    (rb"BM.{4}\0{4}", "image/bmp"),
+    (rb"II\*\0|MM\0\*", "image/tiff"),
+    (rb".{4}ftypavif", "image/avif"),
+    (rb".{4}ftyphei", "image/heic"),
+    (rb"%PDF-", "application/pdf"),
+    (rb"RIFF.{4}WAVE", "audio/wav"),
+    (rb"ID3[\2-\4]", "audio/mpeg"),
+    (rb"fLaC", "audio/flac"),
+    (rb"OggS\0", "audio/ogg"),
 )
 
 
@@ -410,7 +436,7 @@ def sniff(data: str | bytes) -> str | None:
             data = base64.b64decode(data[:32], validate=True)
         except (binascii.Error, ValueError):
             return None
-    return next((kind for at, magic, kind in MAGIC if data.startswith(magic, at)), None)
+    return next((kind for magic, kind in MAGIC if re.match(magic, data, re.DOTALL)), None)
 
 
 def data_uri(url: str, param: str | None = None) -> tuple[str, str] | None:
@@ -426,10 +452,13 @@ def data_uri(url: str, param: str | None = None) -> tuple[str, str] | None:
     declared, *options = head.split(";")
     if "base64" in [option.strip().lower() for option in options]:
         data = "".join(data.split()) if re.search(r"\s", data) else data
+        if len(data) % 4:  # as browsers read it: the padding may be missing
+            data = data.rstrip("=")
+            data += "=" * (-len(data) % 4)
         if not data or not re.fullmatch(r"[A-Za-z0-9+/]+={0,2}", data):
             raise BadRequest("a data URI does not hold base64", param=param)
     else:
-        data = base64.b64encode(unquote_to_bytes(data)).decode()
+        data = base64.b64encode(unquote_to_bytes(data.encode("utf-8", "replace"))).decode()
     return sniff(data) or declared.strip().lower() or "text/plain", data
 
 
@@ -467,6 +496,7 @@ def estimate_tokens(req: Mapping[str, Any]) -> int:
 
 
 IMAGE_TOKENS = 1000
+SIGNATURES = frozenset(("signature", "thought_signature"))
 
 
 def _weigh(value: Any) -> int:
@@ -477,5 +507,5 @@ def _weigh(value: Any) -> int:
     if isinstance(value, dict):
         if value.get("type") in ("image_url", "input_audio", "file"):
             return IMAGE_TOKENS
-        return sum([1 + len(str(name)) // 4 + _weigh(item) for name, item in value.items() if name != "signature"])
+        return sum([1 + len(str(name)) // 4 + _weigh(item) for name, item in value.items() if name not in SIGNATURES])
     return 1

@@ -149,12 +149,10 @@ def chatAnsOpenAItoOllama(ip: Any, cfg: Mapping[str, Any] = {}) -> Any:
     answer = hub.canonical_answer(ip)
     choice = answer["choices"][0]
     message = choice["message"]
-    said: Json = {"role": "assistant", "content": message["content"] or text(message.get("refusal"))}
+    said: Json = {"role": "assistant", "content": text(message["content"]) + text(message.get("refusal"))}
     if message.get("reasoning_content"):
         said["thinking"] = message["reasoning_content"]
-    if message.get("tool_calls"):
-        said["tool_calls"] = [_call(i, call["id"], **call["function"]) for i, call in enumerate(message["tool_calls"])]
-    told = {"message": said, **_logprobs(choice)}
+    told = {"message": {**said, **_calls(message, choice["finish_reason"])}, **_logprobs(choice)}
     return {**_line(cfg, answer.get("model"), told), **_last(choice["finish_reason"], answer.get("usage", {}))}
 
 
@@ -191,8 +189,13 @@ def _last(finish: str | None, spent: Json) -> Json:
     }
 
 
-def _call(index: int, call_id: str, name: str, arguments: str) -> Json:
-    return {"id": call_id, "function": {"index": index, "name": name, "arguments": hub.parse_arguments(arguments)}}
+def _calls(message: Json, finish: str | None) -> Json:
+    """The field with a message's calls, none without any."""
+    told = [
+        {"id": call["id"], "function": {"index": i, "name": call["function"]["name"], "arguments": given}}
+        for i, (call, given) in enumerate(hub.calls_of(message, finish))
+    ]
+    return {"tool_calls": told} if told else {}
 
 
 def _logprobs(choice: Json) -> Json:
@@ -226,7 +229,7 @@ def chatStreamOpenAItoOllama(events: Iterable[Event], cfg: Mapping[str, Any] = {
             delta = choice["delta"]
             for fragment in delta.get("tool_calls", ()):
                 _collect(calls, fragment)
-            said = {"role": "assistant", "content": text(delta.get("content")) or text(delta.get("refusal"))}
+            said = {"role": "assistant", "content": text(delta.get("content")) + text(delta.get("refusal"))}
             thinking, logprobs = text(delta.get("reasoning_content")), _logprobs(choice)
             if said["content"] or thinking or logprobs:
                 told = {"message": {**said, **({"thinking": thinking} if thinking else {})}, **logprobs}
@@ -234,9 +237,9 @@ def chatStreamOpenAItoOllama(events: Iterable[Event], cfg: Mapping[str, Any] = {
             finish = choice["finish_reason"] or finish
     if finish:
         silent: Json = {"role": "assistant", "content": ""}
-        if calls:
-            whole = [_call(i, call["id"], call["name"], "".join(call["arguments"])) for i, call in sorted(calls.items())]
-            yield _line(cfg, model, {"message": {**silent, "tool_calls": whole}})
+        whole = [hub.tool_call(call["id"], call["name"], "".join(call["arguments"])) for _, call in sorted(calls.items())]
+        if told := _calls({"tool_calls": whole}, finish):
+            yield _line(cfg, model, {"message": {**silent, **told}})
         yield {**_line(cfg, model, {"message": silent}), **_last(finish, spent)}
 
 

@@ -31,12 +31,12 @@ class Slots:
         self.ids: list[str] = []
         self.named: list[bool] = []
         self.by_index: dict[int, int] = {}
+        self.custom: list[int] = []  # slots whose arguments are the input of a custom tool, as an object that is still open
 
     def of(self, call: Json) -> int:
         """The slot, from 0, of this delta's call."""
         index, call_id = call.get("index"), text(call.get("id"))
-        function = call.get("function")
-        name = text(function.get("name")) if isinstance(function, dict) else ""
+        name = text(object_of(call.get("custom") or call.get("function")).get("name"))
         last = len(self.ids) - 1
         if isinstance(index, int):
             slot = self.by_index.get(index, -1)
@@ -103,6 +103,10 @@ def _settled(choice: Json, slots: dict[int, Slots], finished: set[int]) -> Json:
         finish = None
     elif finish:
         finished.add(index)
+        if ends := [
+            {"index": slot, "function": {"arguments": '"}'}} for slot in (slots[index].custom if index in slots else ())
+        ]:
+            delta["tool_calls"] = [*delta.get("tool_calls", ()), *ends]
     kept = {name: value for name, value in choice.items() if value is not None}
     return {**kept, "index": index, "delta": delta, "finish_reason": finish}
 
@@ -110,9 +114,15 @@ def _settled(choice: Json, slots: dict[int, Slots], finished: set[int]) -> Json:
 def _tool_fragment(call: Json, slots: Slots) -> Json:
     known = len(slots.ids)
     slot = slots.of(call)
-    function = object_of(call.get("function"))
-    arguments = function.get("arguments")
-    written = arguments if isinstance(arguments, str) else compact(arguments) if isinstance(arguments, dict) else ""
+    function = object_of(call.get("custom") or call.get("function"))
+    if isinstance(call.get("custom"), dict):
+        written = compact(text(function.get("input")))[1:-1]
+        if slot == known:
+            written = '{"input":"' + written
+            slots.custom.append(slot)
+    else:
+        arguments = function.get("arguments")
+        written = arguments if isinstance(arguments, str) else compact(arguments) if isinstance(arguments, dict) else ""
     kept = {name: value for name, value in call.items() if value is not None and name not in ("id", "type", "custom")}
     if slot < known:  # a later fragment: id and name were told by the first one
         return {**kept, "index": slot, "function": {"arguments": written}}
@@ -185,7 +195,9 @@ class _Choice:
         if slot == len(self.calls):
             self.calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": []}})
         call = self.calls[slot]
-        function = object_of(fragment.get("function"))
+        function = object_of(fragment.get("custom") or fragment.get("function"))
+        if isinstance(fragment.get("custom"), dict):
+            call["type"], function = "custom", {"name": function.get("name"), "arguments": function.get("input")}
         call["id"] = call["id"] or text(fragment.get("id"))
         call["function"]["name"] = call["function"]["name"] or text(function.get("name"))
         arguments = function.get("arguments")
@@ -199,6 +211,9 @@ class _Choice:
     def whole(self) -> Json:
         for call in self.calls:
             call["function"]["arguments"] = "".join(call["function"]["arguments"])
+            if call["type"] == "custom":
+                told = call.pop("function")
+                call["custom"] = {"name": told["name"], "input": told["arguments"]}
         content, reasoning, refusal = ("".join(pieces) for pieces in self.strings.values())
         message = assistant(content, self.calls, reasoning, self.thinking, refusal)
         if self.legacy:

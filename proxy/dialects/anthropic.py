@@ -8,6 +8,8 @@ calls within a turn. Between two ends that both speak Messages nothing is, as no
 - `system_policy` of the endpoint says what a system message in mid-conversation becomes: `inline` (the default) stays a
   system message, which Claude takes since Opus 4.8; `hoist` goes to the top-level `system`; `user` is a user's text.
 - Gemini's signatures travel in redacted_thinking blocks (`_seal.py`), which no Messages backend gets.
+- What a Claude refuses depends on its generation (`_anthropic_claude.py`): newer ones sampling parameters and budgets of
+  thinking, most of them temperature beside top_p. It is left out and reported. A schema for the answer is closed.
 - Version 2026-10-21 of the API refuses temperature, top_p and top_k, so a backend is asked in version 2023-06-01.
 Requests are in `_anthropic_request.py`, answers and streams in `_anthropic_answer.py`, errors and the grammar of streams in
 `_anthropic_grammar.py`.
@@ -29,10 +31,11 @@ from proxy.dialects._anthropic_answer import (
     chatStreamAnthropictoOpenAI,
     chatStreamOpenAItoAnthropic,
 )
+from proxy.dialects._anthropic_claude import fitted
 from proxy.dialects._anthropic_grammar import error_body, grammar
-from proxy.dialects._anthropic_request import chatReqAnthropictoOpenAI, chatReqOpenAItoAnthropic
+from proxy.dialects._anthropic_request import chatReqAnthropictoOpenAI, ledger, messages_request
 from proxy.dialects._seal import is_sealed
-from proxy.dialects.openai import Json, count, pick_model, text
+from proxy.dialects.openai import Json, canonical, count, pick_model, text
 from proxy.errors import BackendError
 from proxy.wire import frame
 
@@ -49,6 +52,16 @@ __all__ = [
 ]
 
 COUNTED = frozenset(("model", "messages", "system", "tools", "tool_choice", "thinking", "output_config"))
+
+
+def chatReqOpenAItoAnthropic(ip: Any, cfg: Mapping[str, Any] = {}) -> Json:
+    """The hub's chat request → a Messages request that the model's generation takes.
+
+    In: any Chat body. Out: a new dict; n, seed, penalties, logprobs, json_object and what else Messages lacks are left out.
+    Raises: BadRequest for n > 1, audio, arguments that are no JSON object. Source: anthropic SDK 2.12, MessageCreateParams.
+    """
+    req = canonical(ip)
+    return messages_request(fitted(req, text(cfg.get("model")) or text(req.get("model")), ledger(cfg)), cfg)
 
 
 countReqAnthropictoOpenAI = chatReqAnthropictoOpenAI  # what is counted is a request like any other, only without a limit

@@ -4,13 +4,15 @@ What Gemini has and no other API has a place for is dropped on the way to the hu
 codeExecution, …) with their parts, safetySettings, media in answers; cachedContent is refused. Decisions:
 - Of thinkingBudget and a level only one may be sent: a budget wins, and Gemini 2, which has no levels, gets a budget.
 - A system message in mid-conversation keeps its place, as the user's text: Gemini has no other role for it.
-- The signature of a call, or of a turn's text, is the hub's extension extra_content of the call, the message, the delta.
+- The signature of a call, or of a turn's text, is the hub's extension extra_content of the call, the message, the delta. Where
+  a client did not hand it back, a call goes up with the mark that Google documents for such calls: Gemini 3 refuses it bare.
 Contents and parts are in `_gemini_parts.py`, schemas in `_gemini_schema.py`, answers and streams in `_gemini_answer.py`.
 Source: ai.google.dev/api (2026-11), google-genai 3.4, Gemini CLI 0.61.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs
@@ -86,6 +88,8 @@ BODY_SHAPE = {
 }
 DECLARATION = {"name": "str", "description": "str", "parameters": "dict", "parametersJsonSchema": "dict"}
 MODES = {"AUTO": "auto", "ANY": "required", "NONE": "none", "VALIDATED": "auto", "MODE_UNSPECIFIED": None}
+SIGNING = re.compile(r"gemini-(?:[3-9]|\d\d)")  # the models that want the first call of every step signed
+UNSIGNED = "skip_thought_signature_validator"  # Google's word in place of a signature that there never was, or that is lost
 LEVELS = frozenset(("minimal", "low", "medium", "high", "xhigh"))
 # a level → a budget, for Gemini 2
 BUDGETS = {
@@ -199,6 +203,9 @@ def chatReqOpenAItoGemini(ip: Any, cfg: Mapping[str, Any] = {}) -> Json:
     system, contents = contents_of(req["messages"])
     if not system and not contents:
         raise BadRequest("messages hold nothing that can be sent", param="messages")
+    if SIGNING.search(text(cfg.get("model")) or text(req.get("model"))):
+        for content in contents:
+            content["parts"] = _marked(content["parts"])
     out: Json = {"contents": contents or [{"role": "user", "parts": system}]}  # it wants at least one content
     if system and contents:
         out["systemInstruction"] = {"parts": system}
@@ -210,6 +217,12 @@ def chatReqOpenAItoGemini(ip: Any, cfg: Mapping[str, Any] = {}) -> Json:
     if "tool_choice" in req:
         out["toolConfig"] = {"functionCallingConfig": _choice_out(req["tool_choice"])}
     return out
+
+
+def _marked(parts: list[Json]) -> list[Json]:
+    """A turn's parts, with the mark on their first call if it has no signature; the calls beside it never have one."""
+    first = next((i for i, part in enumerate(parts) if "functionCall" in part), -1)
+    return [{"thoughtSignature": UNSIGNED, **part} if i == first else part for i, part in enumerate(parts)]
 
 
 def _config_out(req: Json, cfg: Mapping[str, Any]) -> Json:
@@ -229,16 +242,34 @@ def _config_out(req: Json, cfg: Mapping[str, Any]) -> Json:
 
 def _thinking_out(req: Json, cfg: Mapping[str, Any]) -> Json:
     thinking, effort = req.get("thinking", {}), req.get("reasoning_effort")
-    budget = thinking.get("budget_tokens")
+    budget, model = thinking.get("budget_tokens"), text(cfg.get("model")) or text(req.get("model"))
     if thinking.get("type") == "disabled" or effort == "none":
-        return {"thinkingBudget": 0}
+        return _thinking_least(model, "thinking" if thinking else "reasoning_effort", cfg.get("lost"))
     if thinking.get("type") == "enabled" and isinstance(budget, int):
-        return {"includeThoughts": True, "thinkingBudget": budget}
+        return {"includeThoughts": True, "thinkingBudget": _budget(budget, model)}
     if effort:
-        if "gemini-2" in (text(cfg.get("model")) or text(req.get("model"))):
-            return {"includeThoughts": True, "thinkingBudget": BUDGETS.get(effort, -1)}
+        if "gemini-2" in model:
+            return {"includeThoughts": True, "thinkingBudget": _budget(BUDGETS.get(effort, -1), model)}
         return {"includeThoughts": True, "thinkingLevel": {"max": "XHIGH"}.get(effort, effort.upper())}
     return {"includeThoughts": True, "thinkingBudget": -1} if thinking else {}
+
+
+def _thinking_least(model: str, asked: str, lost: Any) -> Json:
+    """As little thinking as the model can be brought to: Gemini 3, and Pro before it, cannot be kept from it altogether."""
+    pro = "pro" in model
+    if callable(lost) and (pro or SIGNING.search(model)):
+        lost(asked, "this model cannot be kept from thinking: it thinks as little as it can")
+    if SIGNING.search(model):
+        return {"thinkingLevel": "LOW" if pro else "MINIMAL"}
+    return {"thinkingBudget": _budget(1, model) if pro else 0}
+
+
+def _budget(asked: int, model: str) -> int:
+    """A budget within what Gemini 2 takes, which refuses any other; -1 leaves it to the model."""
+    if "gemini-2" not in model or asked < 0:
+        return asked
+    least, most = (128, 32768) if "pro" in model else (512 if "lite" in model else 1, 24576)
+    return min(max(asked, least), most)
 
 
 def _tool_out(function: Json) -> Json:

@@ -42,7 +42,9 @@ OPTIONS = {  # the hub's name → Ollama's, in `options`
     "max_tokens": "num_predict",
     "max_completion_tokens": "num_predict",
 }
-THINK = {"none": False, "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high"}
+THINK = {"none": False, "minimal": "low", "low": "low", "medium": "medium", "high": "high"} | dict.fromkeys(
+    ("xhigh", "max"), "high"
+)
 THINKING = {"disabled": False, "enabled": True}  # adaptive: the model's default, which is to think if it can
 
 

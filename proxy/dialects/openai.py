@@ -47,7 +47,7 @@ Canonical stream: chat.completion.chunk; `delta` has role, content, tool_calls [
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from proxy.dialects import Dialect, Event, Route, Upstream
@@ -61,6 +61,7 @@ from proxy.dialects._answer import (
     embed_answer,
     embed_inputs,
     model_of,
+    object_of,
     parse_error,
     stream_error,
     text,
@@ -75,6 +76,7 @@ from proxy.dialects._answer import (
 from proxy.dialects._grammar import error_body, grammar
 from proxy.dialects._hub import (
     Json,
+    calls_of,
     canonical,
     checked,
     compact,
@@ -94,7 +96,17 @@ from proxy.errors import BadRequest
 
 # the hub's tools, which the other dialects take from here
 __all__ = ["Json", "Slots", "assistant", "canonical", "canonical_answer", "canonical_chunks", "chat_answer", "checked", "chunk"]
-__all__ += ["compact", "completion", "count", "data_uri", "embed_answer", "embed_inputs", "error_body", "estimate_tokens"]
+__all__ += [
+    "calls_of",
+    "compact",
+    "completion",
+    "count",
+    "data_uri",
+    "embed_answer",
+    "embed_inputs",
+    "error_body",
+    "estimate_tokens",
+]
 __all__ += ["expect", "fold", "grammar", "made_id", "model_of", "nine_id", "objects", "parse_arguments", "parse_error", "sniff"]
 __all__ += ["stream_error", "text", "text_of", "to_base64", "to_floats", "tool_call", "tool_delta", "tool_id", "unfold"]
 __all__ += ["usage", "usage_chunk", "vectors_of"]
@@ -115,7 +127,8 @@ def chatReqOpenAItoOpenAI(ip: Any, cfg: Mapping[str, Any] = {}) -> Json:
     """Canonical request → what a backend of OpenAI's API takes: no extensions, usage asked for in streams.
 
     Out: tool results as text, their images in a user message behind them; `developer` is `system` and the limit `max_tokens`
-    where cfg["url"] is not OpenAI's; thought signatures where it is Google's; nine-character tool ids for Mistral.
+    where cfg["url"] is not OpenAI's; thought signatures where it is Google's; tool ids of at most forty characters, of nine for
+    Mistral; `properties` in the schema of every tool.
     Raises: BadRequest (see `canonical`).
     Source: OpenAI API reference, Create chat completion (2026-11).
     """
@@ -126,18 +139,26 @@ def chatReqOpenAItoOpenAI(ip: Any, cfg: Mapping[str, Any] = {}) -> Json:
     google = isinstance(url, str) and GOOGLE_HOST.search(url) is not None
     req["messages"] = list(_plain_messages(req["messages"], frozenset() if google else EXTRA))
     if "tools" in req:
-        req["tools"] = [_without(tool, CACHE) for tool in req["tools"]]
+        req["tools"] = [_plain_tool(tool) for tool in req["tools"]]
     if req.get("stream"):
         req["stream_options"] = {**req.get("stream_options", {}), "include_usage": True}
     if isinstance(url, str) and not OPENAI_HOST.search(url):
         _for_others(req)
-    if any(MISTRAL.search(str(cfg.get(name) or req.get(name) or "")) for name in ("model", "url")):
-        req["messages"] = [_nine(message) for message in req["messages"]]
+    mistral = any(MISTRAL.search(str(cfg.get(name) or req.get(name) or "")) for name in ("model", "url"))
+    req["messages"] = [_named(message, nine_id if mistral else _forty_id) for message in req["messages"]]
     return req
 
 
 def _without(item: Json, names: frozenset[str]) -> Json:
     return item if names.isdisjoint(item) else {name: value for name, value in item.items() if name not in names}
+
+
+def _plain_tool(tool: Json) -> Json:
+    """A tool without extensions, and with `properties`: OpenAI refuses an object's schema that has none."""
+    schema = object_of(object_of(tool.get("function")).get("parameters"))
+    if schema.get("type") == "object" and not isinstance(schema.get("properties"), dict):
+        tool = {**tool, "function": {**tool["function"], "parameters": {**schema, "properties": {}}}}
+    return _without(tool, CACHE)
 
 
 def _plain_messages(messages: list[Json], extra: frozenset[str]) -> Iterator[Json]:
@@ -178,11 +199,17 @@ def _for_others(req: Json) -> None:
     req["messages"] = [{**m, "role": "system"} if m["role"] == "developer" else m for m in req["messages"]]
 
 
-def _nine(message: Json) -> Json:
+def _forty_id(call_id: str) -> str:
+    """A tool call's id as OpenAI's Chat API takes it: any characters, at most forty."""
+    return tool_id(call_id, 40) if len(call_id) > 40 else call_id
+
+
+def _named(message: Json, name: Callable[[str], str]) -> Json:
+    """A message with the ids of its calls, or of the call that it answers, as `name` writes them."""
     if "tool_call_id" in message:
-        return {**message, "tool_call_id": nine_id(message["tool_call_id"])}
+        return {**message, "tool_call_id": name(message["tool_call_id"])}
     if "tool_calls" in message:
-        return {**message, "tool_calls": [{**call, "id": nine_id(call["id"])} for call in message["tool_calls"]]}
+        return {**message, "tool_calls": [{**call, "id": name(call["id"])} for call in message["tool_calls"]]}
     return message
 
 
@@ -304,7 +331,9 @@ def textAnsChattoOpenAI(ip: Any, cfg: Mapping[str, Any] = {}) -> Json:
     """chat.completion → text_completion; the prompt comes first where the request said `echo`. Raises: BackendError."""
     answer = canonical_answer(ip)
     prompt, echo = _prompt(cfg)
-    said = [(choice, text_of(choice["message"]["content"])) for choice in answer["choices"]]
+    said = [
+        (choice, text_of(choice["message"]["content"]) + text(choice["message"].get("refusal"))) for choice in answer["choices"]
+    ]
     return {
         "id": text(answer.get("id")).replace("chatcmpl-", "cmpl-", 1),
         "object": "text_completion",
@@ -323,7 +352,7 @@ def textStreamChattoOpenAI(events: Iterable[Event], cfg: Mapping[str, Any] = {})
         choices = []
         for choice in event["choices"]:
             delta, index = choice["delta"], choice["index"]
-            words = text(delta.get("content"))
+            words = text(delta.get("content")) + text(delta.get("refusal"))
             first = index not in told
             offset = told.setdefault(index, len(prompt))
             told[index] += len(words)

@@ -289,7 +289,7 @@ def chatReqOpenAItoResponses(ip: Any, cfg: Mapping[str, Any] = {}) -> Json:
 def _flat_tool(function: Json) -> Json:
     # an absent `strict` means true here and false in the hub
     kept: Json = {name: function[name] for name in ("name", "description") if name in function}
-    schema = function.get("parameters") or {"type": "object", "properties": {}}
+    schema = {"type": "object", "properties": {}, **(function.get("parameters") or {})}  # an object without any is refused
     return {"type": "function", **kept, "parameters": schema, "strict": function.get("strict", False)}
 
 

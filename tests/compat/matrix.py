@@ -85,11 +85,11 @@ class Backend:
     real: bool = False  # nothing is recorded there
 
 
-CLAUDE = "us.anthropic.claude-opus-4-8-v1:0"
+CLAUDE = "us.anthropic.claude-sonnet-4-20250514-v1:0"  # the last generation that takes temperature and top_p at once
 BACKENDS = (
     Backend("openai", "openai", "gpt-4.1", "Hello there, friend! ✨", "text-embedding-3-small", (17, 9)),
     Backend("responses", "responses", "gpt-5.2", "Hello there, friend! ✨", "text-embedding-3-small", (17, 9)),
-    Backend("anthropic", "anthropic", "claude-opus-4-8", "Hello there, friend! ✨", None, (20, 9)),
+    Backend("anthropic", "anthropic", "claude-sonnet-4-20250514", "Hello there, friend! ✨", None, (20, 9)),
     Backend("gemini", "gemini", "gemini-2.5-flash", "Hello from gemini-2.5-flash!", "gemini-embedding-001", (7, 8)),
     Backend("bedrock", "bedrock", CLAUDE, "Hello there, friend! ✨", "cohere.embed-english-v3", (20, 9)),
     Backend("ollama", "ollama", "tiny", "Hello there, friend!"),

@@ -114,7 +114,45 @@ def check(body: Any, headers: Json, adapter: TypeAdapter[Any]) -> Json:
     thinking = body.get("thinking", {})
     if thinking.get("type") == "enabled" and not 1024 <= thinking["budget_tokens"] < body.get("max_tokens", 10**9):
         raise Refusal(400, "thinking.budget_tokens must be at least 1024 and less than max_tokens")
+    _check_model(body, thinking)
+    _check_schema(body.get("output_config", {}).get("format", {}).get("schema"))
     return body
+
+
+CLAUDE = re.compile(r"claude-[a-z]+-(\d+)(?:-(\d)(?!\d))?")
+UNENFORCED = ("minimum", "maximum", "multipleOf", "minLength", "maxLength", "maxItems", "oneOf", "patternProperties")
+
+
+def _check_model(body: Json, thinking: Json) -> None:
+    """What depends on the generation: sampling, budgets of thinking."""
+    found = CLAUDE.match(body["model"])
+    number = (int(found[1]), int(found[2] or 0)) if found else (0, 0)
+    thinks = thinking.get("type") in ("enabled", "adaptive")
+    if number >= (4, 7) and (body.keys() & OLD_FIELDS.keys() or thinking.get("type") == "enabled"):
+        raise Refusal(400, "`temperature` is deprecated for this model; thinking.type.enabled is not supported")
+    if number >= (4, 1) and {"temperature", "top_p"} <= body.keys():
+        raise Refusal(400, "`temperature` and `top_p` cannot both be specified for this model.")
+    if found and thinks and (body.get("temperature", 1) != 1 or "top_k" in body or body.get("top_p", 1) < 0.95):
+        raise Refusal(400, "`temperature` may only be set to 1 when thinking is enabled.")
+    if found and thinks and body.get("tool_choice", {}).get("type") in ("any", "tool"):
+        raise Refusal(400, "Thinking may not be enabled when tool_choice forces tool use.")
+
+
+def _check_schema(schema: Any) -> None:
+    """Of structured output: objects are closed, and no constraint that a grammar cannot enforce."""
+    if not isinstance(schema, dict):
+        return
+    if schema.get("type") == "object" and schema.get("additionalProperties") is not False:
+        raise Refusal(
+            400, "output_config.format.schema: For 'object' type, 'additionalProperties' must be explicitly set to false"
+        )
+    if schema.keys() & set(UNENFORCED) or schema.get("minItems", 0) > 1:
+        raise Refusal(400, "output_config.format.schema: a property is not supported")
+    for name in ("properties", "$defs", "definitions"):
+        for inner in schema.get(name, {}).values():
+            _check_schema(inner)
+    for inner in (schema.get("items"), *schema.get("anyOf", ()), *schema.get("allOf", ())):
+        _check_schema(inner)
 
 
 def _check_tools(body: Json) -> None:

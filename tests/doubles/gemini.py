@@ -22,6 +22,8 @@ from pydantic.alias_generators import to_camel
 
 KEY = "gemini-key"
 MODELS = ("gemini-2.5-flash", "gemini-3.5-flash", "gemini-embedding-001")
+SIGNED = re.compile(r"gemini-(?:[3-9]|\d\d)")
+UNSIGNED = "skip/thought/signature/validator"  # what stands for a signature where there never was one or it is lost
 SIGNATURE = base64.b64encode(b"what the model really thought \xff\xfe\xfb").decode()  # with + and / in it
 SAFE_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_.:-]{0,127}")
 LEVELS = ("MINIMAL", "LOW", "MEDIUM", "HIGH", "XHIGH")
@@ -162,7 +164,7 @@ def check_signatures(contents: list[dict[str, Any]]) -> None:
         first = next((part for part in parts if "functionCall" in part), None)
         if first is not None:
             kept = first.get("thoughtSignature", "").replace("-", "+").replace("_", "/")  # the SDK writes the other alphabet
-            need(kept == SIGNATURE, "Function call is missing a thought_signature in functionCall parts.")
+            need(kept in (SIGNATURE, UNSIGNED), "Function call is missing a thought_signature in functionCall parts.")
 
 
 def check_schema(schema: dict[str, Any]) -> None:
@@ -190,6 +192,10 @@ def check_config(config: dict[str, Any], model: str) -> None:
         "You can only set only one of thinking budget and thinking level.",
     )
     need(thinking.get("thinkingLevel", "LOW") in LEVELS, "Invalid value at thinking_level")
+    least, most = (128, 32768) if "pro" in model else (0, 24576)
+    budget = thinking.get("thinkingBudget", -1)
+    need("gemini-2" not in model or budget == -1 or least <= budget <= most, f"The thinking budget ({budget}) is invalid.")
+    need(budget != 0 or not SIGNED.search(model), "Budget 0 is invalid. This model only works in thinking mode.")
     need("thinkingLevel" not in thinking or "gemini-2" not in model, "Thinking level is not supported for this model.")
     schema = config.keys() & {"responseSchema", "responseJsonSchema"}
     need(len(schema) < 2, "response_schema and response_json_schema exclude each other")

@@ -132,6 +132,10 @@ def _tools(body: Json, names: list[Any]) -> None:
             raise Refusal(400, f"Invalid tool name {name!r}", "tools")
     if len(set(names)) < len(names):
         raise Refusal(400, "tool names must be unique", "tools")
+    for tool in body.get("tools", ()):
+        schema = tool.get("function", tool).get("parameters") or {}
+        if schema.get("type") == "object" and "properties" not in schema:
+            raise Refusal(400, "Invalid schema for function: In context=(), object schema missing properties.", "tools")
     choice = body.get("tool_choice")
     if isinstance(choice, dict):
         named = choice.get(choice["type"], choice)
@@ -173,7 +177,10 @@ def _check_message(message: Json, owed: set[str], at: str) -> set[str]:
         url = part["image_url"]["url"] if part["type"] == "image_url" else "https:"
         if not re.match(r"https?:|data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+=*$", url):
             raise Refusal(400, "Failed to read an image", f"{at}.content")
-    return {call["id"] for call in message.get("tool_calls", ())}
+    ids = [call["id"] for call in message.get("tool_calls", ())]
+    if any(len(call_id) > 40 for call_id in ids):
+        raise Refusal(400, f"Invalid '{at}.tool_calls[0].id': string too long. Expected a string with maximum length 40.", at)
+    return set(ids)
 
 
 def check_response(body: Json) -> None:
