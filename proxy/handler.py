@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from proxy import dialects
 from proxy.call import DONT_WAIT, Call, Waiting
 from proxy.errors import BadRequest, ClientGone, ProxyError, Refused
-from proxy.gates.keys import ALL_HEADERS
+from proxy.gates.keys import ALL_HEADERS, LOCAL
 from proxy.http1 import (
     HEAD_LIMIT,
     LINE_LIMIT,
@@ -261,7 +261,7 @@ class Handler(BaseHTTPRequestHandler):
     def _answered_here(self, request: Request, call: Call, generation: Generation) -> bool:
         """What needs no key: refused addresses and hosts, CORS preflights, /healthz, and a bare look at /."""
         generation.cerbere.admit(call.client)
-        if generation.config.system.local_only and not _is_local(request.headers.get("host", "")):
+        if generation.config.system.local_only and not LOCAL.fullmatch(request.headers.get("host", "")):
             raise Refused("only a local Host is served here", code="host_refused")
         if request.method == "OPTIONS":
             self.reply.whole(200, _preflight(request.headers), b"")
@@ -310,7 +310,7 @@ class Handler(BaseHTTPRequestHandler):
     def _log(self, call: Call) -> None:
         level = logging.WARNING if call.status >= 500 else logging.INFO
         if logger.isEnabledFor(level):
-            if call.tokens_in is None and call.tokens_out is None:
+            if call.target and call.tokens_in is None and call.tokens_out is None:  # the proxy's own pages use none
                 call.tokens_in, call.tokens_out = usage_in(self.reply.tail)
             logger.handle(CallRecord(level, call))
 
@@ -426,14 +426,4 @@ def _preflight(headers: Mapping[str, str]) -> Fields:
 def _is_foreign(origin: str | None) -> bool:
     """Whether a web page of another machine asks; extensions and desktop apps have schemes of their own."""
     scheme, _, host = (origin or "").partition("://")
-    return origin == "null" or (scheme in ("http", "https") and not _is_local(host))
-
-
-LOCAL_NAMES = ("localhost", "::1")
-
-
-def _is_local(host: str) -> bool:
-    """Whether a Host header names this machine: a page elsewhere cannot reach a local port under a name of its own."""
-    name = host.rpartition(":")[0] if re.search(r":[0-9]+$", host) else host
-    name = name.strip("[]").lower()
-    return name in LOCAL_NAMES or re.fullmatch(r"127(\.[0-9]{1,3}){3}", name) is not None
+    return origin == "null" or (scheme in ("http", "https") and not LOCAL.fullmatch(host))

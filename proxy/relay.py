@@ -43,9 +43,10 @@ if TYPE_CHECKING:
     from proxy.handler import Request
     from proxy.reply import Reply
 
-NOT_UP = HOP_BY_HOP | ALL_HEADERS | {"host", "content-length", "cookie", "target", "expect", "origin", "referer"}
-WHO_ASKS = {"forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"}  # not the backend's to know
-NOT_UP |= WHO_ASKS
+# who asks is not the backend's to know, and it shall do what was judged here: not another method on another path
+WHO_ASKS = {"forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "origin", "referer"}
+DISGUISES = {"x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url"}
+NOT_UP = HOP_BY_HOP | ALL_HEADERS | WHO_ASKS | DISGUISES | {"host", "content-length", "cookie", "target", "expect"}
 NOT_DOWN = HOP_BY_HOP | {"content-length", "server", "date", "x-request-id", "alt-svc", "strict-transport-security"}
 READABLE = ("gzip", "deflate", "identity")
 HELD = 256 * 1024  # bytes of a request body that is held whatever it is, so that it can be sent again

@@ -209,6 +209,22 @@ class TestWhoAndWhether:
             ]
         assert told == ["miss", "miss", "hit"]
 
+    def test_so_are_those_that_a_fallback_passes_through(self, backend: Backend, tmp_path: Path) -> None:
+        own = {"x-mooltiproxy-key": KEY}
+        backend.on("/away/v1/chat/completions", lambda exchange: exchange.reply(503))
+        text = f"""targets:
+  default: first
+  first: {{url: "{backend.url}/away/v1", dialect: openai, cache: {{default: true}}, fallback: [second]}}
+  second: {{url: "{backend.url}", dialect: openai, fallback: [third]}}
+  third: {{url: "{backend.url}", dialect: openai, auth: passthrough}}
+"""
+        with Proxy(tmp_path, text) as proxy:
+            told = [
+                chat(proxy, CHAT, {**own, "authorization": f"Bearer {who}"})["x-mooltiproxy-cache"]
+                for who in ("one", "two", "one")
+            ]
+        assert told == ["miss", "miss", "hit"]
+
 
 class TestWhatIsKept:
     @pytest.mark.parametrize("status", [400, 429, 500])

@@ -543,6 +543,14 @@ def test_faults_come_with_their_lines_and_change_nothing(editing: tuple[Proxy, V
     assert not list(proxy.folder.glob("*.bak"))
 
 
+def test_a_text_whose_aliases_stand_for_billions_is_a_fault(editing: tuple[Proxy, Visitor]) -> None:
+    _, master = editing
+    lines = [f"n{n}: &n{n} [{', '.join([f'*n{n - 1}'] * 9)}]" for n in range(1, 20)]
+    for path in ("config/check", "config/apply"):
+        (fault,) = master.send(path, {"text": "\n".join(["n0: &n0 [x]", *lines])}).json()["faults"]
+        assert "parts" in fault["message"]
+
+
 REFUSED = [
     ('url: "{url}"', 'url: "http://127.0.0.1:9"', "targets.main.url"),
     ("key: ***K", "key_command: [sh]", "targets.main.key_command"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ SECRET = r"AKIA[0-9A-Z]{4}"
         b'{"a":"' + b"x" * (3 * WINDOW) + b'AKIA1234"}',
         b'{"a":"' + b"\\n" * (WINDOW - 3) + b'AKIA1234"}',
         b'{"image":"data:image/png;base64,' + b"A" * 9000 + b'AKIA1234"}',
+        json.dumps({"arguments": '{"a":"\\u0041KIA1234"}'}).encode(),
+        json.dumps({"arguments": json.dumps({"a": '["\\u0041KIA1234"]'})}).encode(),
     ],
 )
 def test_no_way_of_writing_json_evades_a_denial(body: bytes) -> None:
@@ -86,6 +89,12 @@ def test_numbers_are_searched_too(number: bytes) -> None:
         ("multipart/form-data; boundary=XX", b'--XX\r\nContent-Disposition: form-data; name="a"\r\n\r\nAKIA1234\r\n--XX--\r\n'),
         (
             "multipart/form-data; boundary=XX",
+            b'--XX\r\nContent-Disposition: form-data; name="f"; filename="a.txt"\r\n\r\n'
+            + "my AKIA1234 key".encode("utf-16")
+            + b"\r\n--XX--\r\n",
+        ),
+        (
+            "multipart/form-data; boundary=XX",
             b'--XX\r\nContent-Disposition: form-data; name="f"; filename="b.jsonl"\r\n\r\n{"a":"\\u0041KIA1234"}\n--XX--\r\n',
         ),
     ],
@@ -104,11 +113,44 @@ def test_strings_are_searched_one_by_one() -> None:
     assert denied(b'{"a":"first second"}', "^first second$")
 
 
+def test_in_a_tools_arguments_a_line_end_is_no_letter() -> None:
+    told = {"function": {"name": "save", "arguments": json.dumps({"text": "key:\nAKIA1234\t"})}}
+    assert denied(json.dumps(told).encode(), rf"\b{SECRET}\b")
+    kept = json.loads(passed(told, redact=[rf"\b{SECRET}\b"]))
+    assert json.loads(kept["function"]["arguments"]) == {"text": "key:\n[redacted]\t"}
+
+
 def test_a_denial_names_the_rule_and_not_the_text() -> None:
     with pytest.raises(Refused) as caught:
         guard(["nothing", SECRET]).passed(b'{"a":"AKIA1234"}', JSON)
     assert "guard.deny[1]" in caught.value.message
     assert "AKIA" not in caught.value.message
+
+
+@pytest.mark.parametrize("part", ['"ab",', "12,", '"\\n",'])
+def test_a_body_of_many_small_parts_takes_no_more_memory_than_it_has_bytes(part: str) -> None:
+    body = f'{{"a":["\\n",{part * 200_000}1]}}'.encode()
+    own = guard([SECRET], ["555-1234"])
+    tracemalloc.start()
+    try:
+        own.passed(body, JSON)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 4 * len(body)
+
+
+def test_nothing_of_a_form_is_kept() -> None:
+    own = guard([SECRET])
+    own.passed(b"a=first", "application/x-www-form-urlencoded")
+    tracemalloc.start()
+    try:
+        for number in range(20):
+            own.passed(b"a=%d&b=" % number + b"x" * 500_000, "application/x-www-form-urlencoded")
+        left, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert left < 500_000
 
 
 # --- redaction
@@ -148,13 +190,14 @@ def test_images_are_not_redacted_by_accident() -> None:
     assert out == [{"image_url": {"url": image}}, {"text": "[redacted] \n"}]
 
 
-def test_of_a_multipart_body_the_text_is_redacted_and_the_sound_is_not() -> None:
+@pytest.mark.parametrize("boundary", ["boundary=B", "Boundary=B", 'charset=x; BOUNDARY="B"', "boundary=B ; charset=x"])
+def test_of_a_multipart_body_the_text_is_redacted_and_the_sound_is_not(boundary: str) -> None:
     sound = b"RIFF\xff\x00555-1234\xfe"
     body = (
         b'--B\r\nContent-Disposition: form-data; name="prompt"\r\n\r\ncall 555-1234\r\n'
         b'--B\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n' + sound + b"\r\n--B--\r\n"
     )
-    out = passed(body, "multipart/form-data; boundary=B", redact=["555-1234"])
+    out = passed(body, f"multipart/form-data; {boundary}", redact=["555-1234"])
     assert out == body.replace(b"call 555-1234", b"call [redacted]")
 
 
@@ -212,6 +255,7 @@ targets:
   main: {{url: "{url}", dialect: openai, envkey: SECRET}}
   tgi: {{url: "{url}/tgi", dialect: tgi, prompter: chatml}}
   all: {{url: "{url}", route: /all}}
+  gemini: {{url: "{url}", dialect: gemini}}
 guard: {{deny: ['AKIA[0-9A-Z]{{4}}', noWar], redact: ['555-[0-9]{{4}}']}}
 """
 MAPPERS = (CHECKOUT / "mappers.py").read_text() + "\n\ndef noWar(ip, cfg={}):\n    return 'war plans' in str(ip)\n"
@@ -305,6 +349,15 @@ def test_a_path_and_a_query_are_searched(running: Any, path: str) -> None:
     proxy, backend = running
     sent = len(backend.asked)
     assert ask(proxy.url, "GET", path, headers=RIGHT).status == 403
+    assert len(backend.asked) == sent
+
+
+@pytest.mark.parametrize("model", ["AKIA1234", "my-555-1234"])
+def test_a_model_that_stands_in_the_backends_path_is_searched(running: Any, model: str) -> None:
+    proxy, backend = running
+    sent = len(backend.asked)
+    reply = ask(proxy.url, "POST", "/v1/chat/completions", {**chat("hi"), "model": model}, {**RIGHT, "target": "gemini"})
+    assert (reply.status, reply.json()["error"]["code"]) == (403, "guard_denied")
     assert len(backend.asked) == sent
 
 

@@ -273,6 +273,18 @@ targets: {default: demo, demo: {url: "demo://", dialect: openai}}
         assert ask(proxy.url, "GET", "/v1/models", headers={"x-forwarded-for": "203.0.113.1"}).status == 401
 
 
+def test_a_page_whose_name_leads_to_this_machine_is_not_let_in_for_that(tmp_path):
+    """DNS rebinding: a GET to the page's own name has no Origin that would tell."""
+    config = 'system: {open_to: [127.0.0.1]}\ntargets: {default: demo, demo: {url: "demo://", dialect: openai}}\n'
+    with Proxy(tmp_path, config) as proxy, Client(proxy.url) as client:
+        for client.host in ("page.example:8000", "localhost.page.example", "127.0.0.1.page.example", ""):
+            refused = client.ask("GET", "/v1/models")
+            assert (refused.status, refused.json()["error"]["code"]) == (403, "host_refused"), client.host
+            assert client.ask("GET", "/v1/models", headers=RIGHT).status == 200
+        for client.host in ("localhost:8000", "127.0.0.1", "[::1]:8000", "app.localhost"):
+            assert client.ask("GET", "/v1/models").status == 200, client.host
+
+
 # --- what needs no key
 class TestWithoutAKey:
     @pytest.mark.parametrize("method", ["GET", "HEAD"])

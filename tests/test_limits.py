@@ -251,7 +251,9 @@ def test_tokens_are_reserved_and_then_what_was_used_is_counted(tmp_path: Path, b
         calls(proxy)
         second = ask(proxy.url, "POST", "/v1/chat/completions", chat(max_tokens=1000), bearer("alice"))
         assert 8800 < left(second, "tokens") < 8880  # 10000 - 120 - 1000 - the prompt's estimate
-        assert ask(proxy.url, "POST", "/v1/chat/completions", chat(max_tokens=10_000), bearer("alice")).status == 429
+        refused = ask(proxy.url, "POST", "/v1/chat/completions", chat(max_tokens=10_000), bearer("alice"))
+        told = "more than is left of the limit of 10000 tokens per hour (keys.alice.tokens): ask for less (max_tokens), or try"
+        assert (refused.status, told in refused.body.decode()) == (429, True)
         listed = ask(proxy.url, "GET", "/v1/models", headers=bearer("alice"))
         assert left(listed, "tokens") == 10_000 - 240
 
@@ -426,6 +428,31 @@ def test_the_model_that_was_served_is_charged(tmp_path: Path, backend: Backend) 
     with Proxy(tmp_path, config) as proxy:
         assert ask(proxy.url, "POST", "/v1/chat/completions", chat("cheap"), bearer("alice")).status == 200
         assert calls(proxy)[-1]["cost_usd"] == pytest.approx((100 * 100 + 20 * 1000) / 1e6)
+
+
+@pytest.mark.parametrize("renamed", ["", "models: {main-model: {target: main, model: m}}\n"])
+@pytest.mark.parametrize("beside", [{"Model": "dear"}, {"models": ["m", "dear"]}])
+def test_of_several_named_models_the_dearest_is_charged(
+    tmp_path: Path, backend: Backend, beside: dict[str, Any], renamed: str
+) -> None:
+    config = configured(backend, PRICES + renamed + keys(alice="budget: {usd: 1, per: day}"))
+    with Proxy(tmp_path, config) as proxy:
+        body = {**chat("main-model" if renamed else "m"), **beside}
+        assert ask(proxy.url, "POST", "/v1/chat/completions", body, bearer("alice")).status == 200
+        assert calls(proxy)[-1]["cost_usd"] == pytest.approx((100 * 100 + 20 * 1000) / 1e6)
+
+
+def test_what_bedrock_says_was_used_is_charged(tmp_path: Path, backend: Backend) -> None:
+    said = {"output": {"message": {"role": "assistant", "content": [{"text": "hi"}]}}, "stopReason": "end_turn"}
+    used = {"inputTokens": 5000, "outputTokens": 3000, "totalTokens": 8000}  # thoughts, mostly, that nobody sees
+    backend.on("/model/m/converse", lambda exchange: exchange.reply(200, {**said, "usage": used}))
+    config = configured(backend, PRICES + keys(alice="tokens: 10000/hour"), target=", route: /bedrock").replace(
+        ", dialect: openai", "", 1
+    )
+    with Proxy(tmp_path, config) as proxy:
+        body = {"messages": [{"role": "user", "content": [{"text": "hi"}]}]}
+        assert ask(proxy.url, "POST", "/bedrock/model/m/converse", body, bearer("alice")).status == 200
+        assert (calls(proxy)[-1]["tokens_in"], calls(proxy)[-1]["tokens_out"]) == (5000, 3000)
 
 
 # --- small parts

@@ -141,6 +141,11 @@ REFUSED = [
     ("/v1beta/models/g-1:batchEmbedContents", {"requests": [{"model": "models/g-1"}, {"model": "x"}]}, {}, "the model 'x'"),
     ("/azure/openai/deployments/gpt-5/chat/completions", chat(), {}, "the model 'gpt-5'"),
     ("/azure/openai/deployments/gpt%2D5/chat/completions", chat(), {}, "the model 'gpt-5'"),
+    ("/azure/openai/%64eployments/gpt-5/chat/completions", chat(), {}, "the model 'gpt-5'"),
+    ("/azure/openai/%2564eployments/gpt-5/chat/completions", chat(), {}, "the model 'gpt-5'"),
+    ("/azure/openai%2Fdeployments%2Fgpt-5/chat/completions", chat(), {}, "the model 'gpt-5'"),
+    ("/azure/openai/Deployments/gpt-5/chat/completions", chat(), {}, "the model 'gpt-5'"),
+    ("/azure/model/gpt-5/converse", chat(), {}, "the model 'gpt-5'"),
     ("/v1/chat/completions", chat(), {"target": "own"}, "the target 'own'"),
     ("/own/v1/chat/completions", chat(), {}, "the target 'own'"),
 ]

@@ -239,6 +239,14 @@ class TestUp:
         assert not {"x-once", "connection", "cookie", "te", "x-forwarded-for", "x-mooltiproxy-key"} & fields.keys()
         assert fields["host"] == f"127.0.0.1:{backend.port}"
 
+    @pytest.mark.parametrize(
+        "name", ["X-HTTP-Method-Override", "x-http-method", "X-Method-Override", "X-Original-URL", "x-rewrite-url"]
+    )
+    def test_no_header_makes_another_request_of_it_than_was_judged_here(self, client, name):
+        fields = dict(seen(client.ask("GET", "/all/echo", headers={name: "/other", "x-kept": "1"}))["fields"])
+        assert "x-kept" in fields
+        assert name.lower() not in fields
+
     def test_extra_headers_are_added(self, client):
         assert dict(seen(client.ask("GET", "/all/echo", headers={"x-project": "red"}))["fields"])["x-project"] == "blue"
 

@@ -29,6 +29,7 @@ OPENAI = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107, "pr
 ANTHROPIC_START = {"input_tokens": 30, "cache_creation_input_tokens": 6, "cache_read_input_tokens": 64, "output_tokens": 1}
 RESPONSES = {"input_tokens": 100, "input_tokens_details": {"cached_tokens": 64}, "output_tokens": 7, "total_tokens": 107}
 GEMINI = {"promptTokenCount": 100, "candidatesTokenCount": 5, "thoughtsTokenCount": 2, "cachedContentTokenCount": 64}
+BEDROCK = {"inputTokens": 30, "outputTokens": 7, "cacheReadInputTokens": 64, "cacheWriteInputTokens": 6, "totalTokens": 107}
 SPOOF = {"usage": {"prompt_tokens": 0, "completion_tokens": 0, "input_tokens": 0, "output_tokens": 0}}
 TOOL = {"type": "tool_use", "id": "t", "name": "f", "input": SPOOF}
 
@@ -83,6 +84,18 @@ EXACT = [
         json.dumps([{"usageMetadata": {"promptTokenCount": 100}}, {"usageMetadata": GEMINI}], indent=2).encode(),
         id="gemini array",
     ),
+    pytest.param(json.dumps({"output": {}, "usage": BEDROCK, "metrics": {"latencyMs": 7}}).encode(), id="bedrock"),
+    pytest.param(
+        b"".join(
+            json.dumps(event).encode() + b"\n"
+            for event in (
+                {"messageStart": {}},
+                {"contentBlockDelta": {"delta": {"text": "hi"}}},
+                {"metadata": {"usage": BEDROCK}},
+            )
+        ),
+        id="bedrock's events",
+    ),
 ]
 UNCACHED = [
     pytest.param(json.dumps({"message": {}, "done": True, "prompt_eval_count": 100, "eval_count": 7}).encode(), id="ollama"),
@@ -122,6 +135,7 @@ def test_usage_is_what_the_backend_says_with_what_was_cached(data: bytes, size: 
         {"content": [TOOL]},
         {"type": "message", "input": SPOOF},
         {"content": [TOOL], "usage": None},
+        {"choices": [], "metadata": {"usage": {"inputTokens": 0, "outputTokens": 0}}},  # the client's own, given back
         {"content": [{"text": '"usage": {"prompt_tokens": 1, "completion_tokens": 1}}'}]},
     ],
 )

@@ -25,7 +25,7 @@ from proxy.errors import BadRequest, ConfigError, ProxyError, Refused
 from proxy.pages import reloaded
 from proxy.records.secrets import MASK, SECRET_NAME, SHAPES
 from proxy.settings.reading import read_source
-from proxy.settings.source import Path, Source, dotted, source_of
+from proxy.settings.source import MOST_PARTS, Path, Source, dotted, size_of, source_of
 from proxy.workbench.show import lines_of
 
 if TYPE_CHECKING:
@@ -137,9 +137,10 @@ def _scalars(node: Any, path: Path, above: frozenset[int]) -> Iterator[tuple[Pat
 
 
 def _places(text: str, wanted: Callable[[Path, str], bool]) -> dict[tuple[int, int], Path]:
-    """Where those values stand in a text, the last one first; nothing for what is no YAML."""
+    """Where those values stand in a text, the last one first; nothing for what is no YAML, or too much of it."""
     try:
-        found = list(_scalars(yaml.compose(text, Loader=yaml.SafeLoader), (), frozenset()))
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        found = list(_scalars(root, (), frozenset())) if root and size_of(root, {}) <= MOST_PARTS else []
     except (yaml.YAMLError, RecursionError):
         return {}
     spans = {(node.start_mark.index, node.end_mark.index): path for path, node in found if wanted(path, node.value)}

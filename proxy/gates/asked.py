@@ -32,15 +32,19 @@ MOST_OUT = {  # API → where its requests say it
 }
 COMMON = frozenset(("messages", "max_tokens", "stream", "stream_options", "temperature", "tools"))  # that name no model
 TIMES = (("n",), ("best_of",), ("generationConfig", "candidateCount"))  # so many answers
-IN_PATH = re.compile(r"/(?:models|deployments|engines)/([^/:?]+)")
-BASE64 = re.compile(rb"[A-Za-z0-9+/_=-]+")  # an image, a sound, when it is long; a {1024,} here would take forever
-IMAGE_BYTES, IMAGE_TOKENS = 1024, 1000  # what is that long is one, and counts so much
+IN_PATH = re.compile(r"/(?:models?|deployments|engines)/([^/:?]+)", re.I)  # Azure does not mind the case; /model/ is Bedrock's
+BASE64 = r"[A-Za-z0-9+/_=-]"
+IMAGE = re.compile(f"(?<!{BASE64}){BASE64}{{1024,}}".encode())  # or a sound; without what stands before it it takes forever
+IMAGE_TOKENS = 1000  # what one counts
 
 
 @lru_cache(1024)
 def _in_path(front: str, method: str, path: str) -> tuple[str, ...]:
     name = path_params(front, method, path).get("model")
-    return (name,) if name else tuple(unquote(name) for name in IN_PATH.findall(path))
+    if name:
+        return (name,)
+    names, decoded = [unquote(name) for name in IN_PATH.findall(path)], IN_PATH.findall(unquote(unquote(path)))
+    return tuple(names + decoded if len(decoded) > len(names) else names)  # %64eployments hides nothing
 
 
 class Asked:
@@ -86,6 +90,16 @@ class Asked:
                 found += [each.get("model") for each in params if isinstance(each, dict)]
         return list(dict.fromkeys([name.removeprefix("models/") for name in found if name and isinstance(name, str)]))
 
+    def kept_beside(self, renamed: str | None) -> list[str]:
+        """The models that are still named when the one that the request asks for has been renamed."""
+        asked = (self.body.get("model"), path_params(self.call.front, self.call.method, self.call.path).get("model"))
+        return [*([renamed] if renamed else []), *(name for name in self.models if not renamed or name not in asked)]
+
+    @property
+    def names_several(self) -> bool:
+        """Whether a backend has a choice, as far as the models have been looked at."""
+        return len(self._models or ()) > 1
+
     @property
     def prompt_tokens(self) -> int:
         """About how many tokens go up: four bytes are one, and an image is 1,000."""
@@ -96,7 +110,7 @@ class Asked:
         data = self.relay.read()
         if len(data) <= 4096:
             return len(data) // 4 + 1
-        images = [size for size in map(len, BASE64.findall(data)) if size >= IMAGE_BYTES]
+        images = list(map(len, IMAGE.findall(data)))
         return (len(data) - sum(images)) // 4 + IMAGE_TOKENS * len(images) + 1
 
     @property

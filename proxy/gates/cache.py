@@ -81,11 +81,12 @@ class Cache:
 
     def __init__(self, config: Config, store: Store) -> None:
         rules = {name: target.cache for name, target in config.targets.items() if target.cache}
-        of_pools = {name: rules[member] for name in config.pools for member in config.members(name) if member in rules}
+        ruled = {name: [rules[member] for member in config.members(name) if member in rules] for name in config.pools}
+        of_pools = {name: found[0] for name, found in ruled.items() if found}
         self._rules = {**of_pools, **rules}
         self._most = config.cache.max_bytes
-        targets = {name: [config.targets[each] for each in config.members(name)] for name in self._rules}
-        self._passing = {name for name, members in targets.items() if any(each.auth == "passthrough" for each in members)}
+        # whichever target that is: a fallback of a fallback may answer
+        self._passes = any(target.auth == "passthrough" for target in config.targets.values())
         self.store = store
         self._asks_others = config.cache.store != "memory"
         self._said: OrderedDict[tuple[bytes, str | None], Said] = OrderedDict()  # digest of a body, its type → what it says
@@ -144,7 +145,7 @@ class Cache:
         """The name of the entry for a call: a digest of all that its answer depends on."""
         call, given = asked.call, asked.relay.request.headers
         headers = [(name, given[name]) for name in _forwarded(call.front) if name in given]
-        own = asked.relay.generation.keys.passed_through(given) if asked.choice.target in self._passing else {}
+        own = asked.relay.generation.keys.passed_through(given) if self._passes else {}
         choice = (asked.choice.target, asked.choice.model)
         parts = (
             call.key_name,

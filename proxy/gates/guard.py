@@ -1,8 +1,8 @@
 """What leaves for a backend is held against patterns: `deny` refuses the call, `redact` takes the matches out.
 
-A JSON body is searched string by string, names and values, as its reader will understand them: `\\u0041` hides nothing. What
-does not match stays byte for byte as it is. Anything else is searched as text. With the guard on, a body is held until it is
-whole.
+A JSON body is searched string by string, names and values, as its reader will understand them: `\\u0041` hides nothing, nor
+does JSON in a string. What does not match stays as it is, byte for byte. Anything else is searched as text. A body is held
+until it is whole.
 
 A pattern sees at most WINDOW characters at a time, the windows overlapping by OVERLAP: a match longer than that can be missed,
 and a slow pattern takes no longer than WINDOW characters can cost it, for each window. `proxy/settings/patterns.py` refuses the
@@ -11,22 +11,28 @@ exponential ones.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed has it not
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_plus
 
 from proxy.errors import ProxyError, Refused
+from proxy.routing import NAME_LIMIT
 
 if TYPE_CHECKING:
     from proxy.relay import Relay
 
 WINDOW, OVERLAP = 16 * 1024, 2 * 1024  # characters
+GROUP = 1024  # strings of a body that are taken apart at once
+LARGE = 256 * 1024  # bytes of a body that may take long: other calls need not wait for it
 INSTEAD = "[redacted]"
 STRUCTURE = " \t\r\n{}[]:,"
+BOUNDARY = re.compile(r'\bboundary\s*=\s*"?([^";\\\s]+)', re.I)  # as far as it is plain: what begins so splits as well
 WORD = re.compile(r"[^ \t\r\n{}\[\]:,]+")
 LITERAL = re.compile(r"-?[0-9][0-9.eE+-]*|true|false|null")
 ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
@@ -111,13 +117,15 @@ class Guard:
         for text in (call.path, call.query):
             if text not in ("/", ""):
                 self._address(text)
-        relay.read()
+        size = len(relay.read())
         kind, has_functions = request.headers.get("content-type", ""), bool(self._functions)
-        if self._functions and call.waits:
+        if call.waits and (self._functions or size > LARGE):
             call.waits.step_aside()
         inner = relay.leaves
 
         def leaves(body: Any) -> Any:
+            if call.model_served:  # of a mapped call it may stand in the backend's path alone
+                self._address(call.model_served[:NAME_LIMIT])
             if body:
                 facts = {"key_name": call.key_name, "path": call.path, "target": call.target} if has_functions else {}
                 body = self.passed(body, kind, facts)
@@ -144,7 +152,7 @@ class Guard:
             except ValueError:  # it only begins so
                 return self._text(body, "", facts)
         main = kind.partition(";")[0].strip().lower()
-        boundary = re.search(r'boundary="?([^";]+)', kind) if main.startswith("multipart/") else None
+        boundary = BOUNDARY.search(kind) if main.startswith("multipart/") else None
         mark = b"--" + boundary[1].encode("latin-1", "replace") if boundary else b""
         parts = body.split(mark) if mark else [body]
         return mark.join([self._text(part, main, facts) for part in parts])
@@ -163,18 +171,28 @@ class Guard:
         """The same JSON without what is to be redacted, None when it may leave as it is. Raises ValueError, Refused."""
         if "\\" not in text and not self._may_match(text):
             return None
-        found = list(tokens(text))
-        if not self._may_match("\0".join([said for _, _, said, _ in found])):
-            return None
-        parts, at = [], 0
-        for start, end, said, is_string in found:
-            self._must_pass(said)
-            if self._redact and not (len(said) > 4096 and IMAGE.match(said)):
-                kept = redacted(self._redact, said)
+        found, parts, at = tokens(text), [], 0
+        while group := list(islice(found, GROUP)):
+            joined = "\0".join([said for _, _, said, _ in group])
+            if "\\" not in joined and not self._may_match(joined):
+                continue
+            for start, end, said, is_string in group:
+                kept = self._kept(said)
                 if kept != said:
                     parts += [text[at:start], json.dumps(kept if is_string else INSTEAD)]
                     at = end
         return "".join((*parts, text[at:])) if parts else None
+
+    def _kept(self, said: str) -> str:
+        """A string without what is to be redacted. JSON in it, such as a tool's arguments, is taken apart as well. Raises
+        Refused."""
+        self._must_pass(said)
+        if "\\" in said and said.lstrip()[:1] in ("{", "[", '"'):
+            with contextlib.suppress(ValueError):  # it only begins so
+                said = self._searched(said) or said
+        if not self._redact or (len(said) > 4096 and IMAGE.match(said)):
+            return said
+        return redacted(self._redact, said)
 
     def _may_match(self, text: str) -> bool:
         """False when none of the patterns can match in any part of a text."""
@@ -191,8 +209,10 @@ class Guard:
         for name, function in self._functions:
             self._ask(name, function, text, facts)
         self._must_pass(text)
+        if "\0" in text:  # UTF-16, maybe
+            self._must_pass(text.replace("\0", ""))
         if kind == "application/x-www-form-urlencoded":
-            self._address(text)
+            self._must_pass_decoded(text)
         if "\\" in text:  # a file of JSON that is uploaded, or lines of it
             return self._lines(part, text)
         return redacted(self._redact, text).encode("utf-8", "surrogateescape") if self._redact and _is_text(part) else part

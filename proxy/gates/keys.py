@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Mapping
 from urllib.parse import unquote
 
@@ -14,6 +15,7 @@ OWN_HEADER = "x-mooltiproxy-key"  # beside an Authorization that is meant for th
 KEY_HEADERS = ("x-api-key", "x-goog-api-key", "api-key")
 ALL_HEADERS = frozenset({OWN_HEADER, "authorization", *KEY_HEADERS})
 HOW = "send it as `Authorization: Bearer …`, x-api-key or x-goog-api-key"
+LOCAL = re.compile(r"(?:(?:[\w-]+\.)*localhost|127(?:\.[0-9]{1,3}){3}|\[?::1\]?)(?::[0-9]+)?", re.I)  # hosts of this machine
 CHALLENGE = (("www-authenticate", 'Bearer realm="mooltiproxy"'),)
 
 
@@ -50,6 +52,8 @@ class Keys:
             self._cerbere.right_key(client)
             return "master"
         if self._open_to and within(client, self._open_to):
+            if within(client, LOOPBACK) and not LOCAL.fullmatch(headers.get("host", "localhost")):  # a page's name led here
+                raise Refused("under another name than localhost this machine needs a key, too", code="host_refused")
             return "open"
         if not keys:
             empty = any(name in headers for name in ALL_HEADERS)

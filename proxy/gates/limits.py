@@ -16,7 +16,6 @@ from posixpath import normpath
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from proxy.call import Call
 from proxy.config import Config, Entry, Key, Price, Rates
 from proxy.errors import ClientGone, Refused
 from proxy.gates.asked import Asked
@@ -39,6 +38,7 @@ RATE_FIELDS = frozenset(f"x-ratelimit-{what}-{kind}" for kind in KINDS for what 
     for what in ("limit", "remaining", "reset")
 }
 CODE = "rate_limit_exceeded"
+LITTLE, LESS = "this call may use more than is left of", "ask for less (max_tokens)"
 SLOT_PATIENCE_S = 0.05  # a call's slot comes back a moment after its client has got its end
 
 
@@ -155,7 +155,7 @@ class Limits:
         """What the call's model costs; of several the dearest. A key with a budget may not use what has no price."""
         if not asked.costs or asked.choice.target in self._free:
             return NOTHING
-        models = [asked.choice.model] if asked.choice.model else asked.models or [""]
+        models = asked.kept_beside(asked.choice.model) or [""]
         prices = []
         for model in models:
             price = self._prices.get(model)
@@ -167,10 +167,14 @@ class Limits:
             prices.append(price or NOTHING)
         return prices[0] if len(prices) == 1 else max(prices, key=lambda price: price.input + price.output)
 
-    def price_of(self, call: Call, reserved: Price) -> Price:
-        """What was served costs, which may be another target's model than the one that was asked for."""
+    def price_of(self, asked: Asked, reserved: Price) -> Price:
+        """What was served costs, which may be another target's model than the one that was asked for. Of a request that names
+        several models nobody knows which it was: it costs what the dearest does."""
+        call = asked.call
         if call.target in self._free:
             return NOTHING
+        if asked.names_several and reserved is not NOTHING:
+            return reserved
         return self._prices.get(call.model_served or call.model_asked or "") or reserved
 
 
@@ -215,7 +219,7 @@ class Admission:
         if verdict.left:
             self._tell(verdict)
         if verdict.refused >= 0:
-            raise self._refusal(plan.claims[verdict.refused], verdict.retry_after_s)
+            raise self._refusal(plan, verdict)
         self._taken = plan.settles
         if verdict.place:
             self.ticket = Came(self._limits.state, self._asked.call.id)
@@ -241,7 +245,7 @@ class Admission:
             if plan is not None:
                 verdict = self._admit(plan)
                 if verdict.refused >= 0:
-                    raise self._refusal(plan.claims[verdict.refused], verdict.retry_after_s)
+                    raise self._refusal(plan, verdict)
             return inner(body) if inner else body
 
         relay.leaves = leaves
@@ -270,7 +274,7 @@ class Admission:
         if self._meter is not None:
             call, seen = self._asked.call, self._used(self._meter, error)
             tokens_in, tokens_out = seen.tokens_in or 0, seen.tokens_out or 0
-            price = self._limits.price_of(call, self._price) if self._limits.prices_all else NOTHING
+            price = self._limits.price_of(self._asked, self._price) if self._limits.prices_all else NOTHING
             cost = 0 if price is NOTHING else price.cost(tokens_in, seen.cached or 0, tokens_out)
             call.tokens_in, call.tokens_out, call.tokens_cached = seen.tokens_in, seen.tokens_out, seen.cached
             call.cost = cost / 1e6 if self._limits.prices_all else None
@@ -326,19 +330,23 @@ class Admission:
             (f"x-ratelimit-reset-{kind}", span(reset_s)),
         ]
 
-    def _refusal(self, claim: Claim, wait_s: float) -> Refused:
+    def _refusal(self, plan: Plan, verdict: Verdict) -> Refused:
+        claim, wait_s = plan.claims[verdict.refused], verdict.retry_after_s
+        left = verdict.left[verdict.refused] if verdict.left else 0
         where = claim.name.rpartition(" ")[0] or claim.name
         headers: Fields = [("retry-after", str(max(1, math.ceil(wait_s))))] if math.isfinite(wait_s) else []
         again = f"try again in {span(wait_s)}" if headers else "it does not come back"
         if isinstance(claim, Slot):
             return Refused(f"{claim.limit} calls at once is the most ({where})", status=429, code=CODE, headers=headers)
         if isinstance(claim, Budget):
-            spent = f"the budget of {claim.limit / 1e6:g} USD per {claim.period} ({where}) is used up: {again}"
+            budget = f"the budget of {claim.limit / 1e6:g} USD per {claim.period} ({where})"
+            spent = f"{LITTLE} {budget}: {LESS}, or {again}" if left > 0 else f"{budget} is used up: {again}"
             headers.append(("x-should-retry", "false"))  # the SDKs' own: a budget is not back in a moment
             return Refused(spent, status=429, code="insufficient_quota", headers=headers)
         kind = "tokens" if where.endswith(".tokens") else "requests"
-        limit = f"{claim.limit} {kind} per {period(claim.period_s)}"
-        return Refused(f"the limit of {limit} ({where}) is reached: {again}", status=429, code=CODE, headers=headers)
+        limit = f"the limit of {claim.limit} {kind} per {period(claim.period_s)} ({where})"
+        reached = f"{LITTLE} {limit}: {LESS}, or {again}" if left > 0 and kind == "tokens" else f"{limit} is reached: {again}"
+        return Refused(reached, status=429, code=CODE, headers=headers)
 
 
 @lru_cache(8)

@@ -20,6 +20,7 @@ WHOLE = 1024 * 1024  # an answer up to this length is kept whole, unless it is a
 TELLS = re.compile(rb'"(?:usage|usageMetadata|prompt_eval_count|tokens_predicted|generated_tokens)"\s*:\s*[{0-9]')
 LAST = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})[^{}\[\]]*\}\s*\Z')  # the outermost object's
 STARTED = ("message", "usage")  # Anthropic's message_start
+METADATA = ("metadata", "usage")  # a whole event of Bedrock's; elsewhere metadata is the client's own
 PLACES = (  # of an event or an answer, where the counts stand
     ("usage",),
     STARTED,
@@ -27,25 +28,31 @@ PLACES = (  # of an event or an answer, where the counts stand
     ("x_groq", "usage"),
     ("usageMetadata",),
     ("response", "usageMetadata"),
+    METADATA,
     ("details",),  # text-generation-inference
     (),  # Ollama, llama.cpp
 )
 IN = (
     *(("prompt_tokens",), ("input_tokens",), ("promptTokenCount",)),
     *(("prompt_eval_count",), ("tokens_evaluated",), ("input_length",)),  # Ollama, llama.cpp, text-generation-inference
+    *(("inputTokens",), ("inputTextTokenCount",)),  # Bedrock
 )
 OUT = (
     *(("completion_tokens",), ("output_tokens",), ("candidatesTokenCount",)),
-    *(("eval_count",), ("tokens_predicted",), ("generated_tokens",)),
+    *(("eval_count",), ("tokens_predicted",), ("generated_tokens",), ("outputTokens",)),
 )
 CACHED = (
     ("prompt_tokens_details", "cached_tokens"),
     ("input_tokens_details", "cached_tokens"),
     ("cache_read_input_tokens",),
     ("cachedContentTokenCount",),
+    ("cacheReadInputTokens",),
     ("prompt_cache_hit_tokens",),  # DeepSeek
 )
-BESIDE_IN = (("cache_read_input_tokens",), ("cache_creation_input_tokens",), ("toolUsePromptTokenCount",))
+BESIDE_IN = (
+    *(("cache_read_input_tokens",), ("cache_creation_input_tokens",), ("toolUsePromptTokenCount",)),
+    *(("cacheReadInputTokens",), ("cacheWriteInputTokens",)),
+)
 BESIDE_OUT = (("thoughtsTokenCount",),)
 
 
@@ -99,7 +106,7 @@ def told(event: Any) -> Usage:
     """What an answer, or one event of a stream, tells."""
     for place in PLACES if isinstance(event, dict) else ():
         counts = event.get(place[0]) if len(place) == 1 else _at(event, place)
-        if isinstance(counts, dict):
+        if isinstance(counts, dict) and not (place is METADATA and len(event) > 1):
             found = of_counts(counts, place == STARTED)
             if found.known:
                 return found
