@@ -427,7 +427,13 @@ LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")
 
 def load(path: str, environ: Mapping[str, str], mappers: Functions, prompters: Functions) -> Config:
     """The configuration in that file. Raises ConfigError with all of its faults."""
-    from proxy.settings.reading import read  # YAML and its validator: `--target` needs neither
+    try:
+        from proxy.settings.reading import read  # YAML and its validator: `--target` needs neither
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").startswith("proxy"):
+            raise
+        told = f"the package {missing.name} is missing: pip install -r requirements.txt, or `make run`, which makes a .venv"
+        raise ConfigError([told]) from None
 
     return read(path, environ, mappers, prompters)
 

@@ -310,6 +310,7 @@ def test_a_wrong_word_is_told_with_what_there_is(tmp_path: Path) -> None:
     assert "clients of anthropic send no such request; there is chat," in run(
         tmp_path, "--path", "/v1/messages", "--example", "embeddings", status=1
     )
+    assert "--path: no API known here has /v1/nope: --body" in run(tmp_path, "--path", "/v1/nope", status=1)
     assert "cannot read nowhere.json" in run(tmp_path, "--body", "nowhere.json", status=1)
 
 

@@ -67,6 +67,26 @@ class TestTheKey:
             assert "in-the-file" not in proxy.banner + proxy.log
 
 
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        ("sys.version_info = (3, 9, 18); sys.version = '3.9.18 (main)'", "Python 3.10 or later is needed, and this is 3.9.18"),
+        (
+            "sys.modules['voluptuous'] = None",
+            "the package voluptuous is missing: pip install -r requirements.txt, or `make run`",
+        ),
+    ],
+    ids=["an older Python", "no packages"],
+)
+def test_a_machine_that_lacks_something_is_told_what(folder: Path, machine: str, said: str) -> None:
+    program = f"import sys; {machine}; import main; sys.exit(main.main(['check']))"
+    environ = {**BARE, "MOOLTIPROXY_KEY": KEY}
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith(said)
+    assert "Traceback" not in done.stderr
+
+
 class TestOptions:
     def test_config_host_and_port(self, tmp_path):
         (tmp_path / "team.yaml").write_text("system: {port: 1, host: 192.0.2.1}\n" + DEMO)

@@ -60,6 +60,7 @@ TARGET_FAULTS = [
     ("url: demo://\nauth: Bearer", ".auth", "did you mean 'bearer'?"),
     ("url: demo://\nauth: none\nkey: x", ".auth", "sends no key of ours"),
     ("url: demo://\nenvkey: NOPE", ".envkey", "the environment variable NOPE is not set: export it, or put it into .env"),
+    ("url: demo://\nenvkey: sk-secret", ".envkey", "must be the name of an environment variable: letters, digits and _"),
     ("url: demo://\nenvkey: EMPTY", ".envkey", "the environment variable EMPTY must not be empty"),
     ("url: demo://\nkey: ''", ".key", "must not be empty"),
     ("url: demo://\nheaders: {content-length: '1'}", ".headers.content-length", "is set by the proxy itself"),
@@ -125,7 +126,11 @@ ENTRY_FAULTS = [
     ("/x: 5", "/x", "must be empty, a path, or a section with path, in, out, …, not 5"),
     ("/x: {pth: /y}", "/x.pth", "is not known here; did you mean 'path'?"),
     ("/x: {in: 5}", "/x.in", "must be a mapper's name or a list of names, not 5"),
-    ("/x: {in: chatReqOpenAItoTG1}", "/x.in", "no mapper is called 'chatReqOpenAItoTG1'; did you mean 'chatReqOpenAItoTGI'?"),
+    (
+        "/x: {in: chatReqOpenAItoTG1}",
+        "/x.in",
+        "no mapper is called 'chatReqOpenAItoTG1'; did you mean 'chatReqOpenAItoTGI'? Else write it in mappers.py",
+    ),
     ("/x: {out: [identity, idntity]}", "/x.out[1]", "no mapper is called 'idntity'; did you mean 'identity'?"),
     ("/x: {stream: zzz}", "/x.stream", "no mapper is called 'zzz'; write one in mappers.py"),
     ("/x: {in: Mapping}", "/x.in", "'Mapping' in mappers.py is no function"),
@@ -329,6 +334,12 @@ models: {m: nope}
     assert "stands twice, here and in line 11: remove one of them" in found[8]
 
 
+def bomb(shape: str) -> str:
+    """A short file that would be 9 ** 19 parts long without aliases. `shape`: of a section, by its number and those in it."""
+    below = [", ".join([f"*n{number}"] * 9) for number in range(20)]
+    return "\n".join(["n0: &n0 {x: 1}", *(f"n{n}: " + shape.format(f"n{n}", below[n - 1]) for n in range(1, 20))])
+
+
 @pytest.mark.parametrize(
     ("text", "begin", "said"),
     [
@@ -336,7 +347,10 @@ models: {m: nope}
         ("a:\n  b: 1\n\tc: 2", "config.yaml:3:1: this is not YAML: ", "a tab: YAML wants spaces here"),
         ("models:\n  *: x", "config.yaml:2:4: this is not YAML: ", 'put it in quotes: "*"'),
         ("models:\n  a: b\n  *-mini: x", "config.yaml:3:3: this is not YAML: ", 'put it in quotes: "*-mini"'),
-        ("a: b: c", "config.yaml:1:5: this is not YAML: ", ""),
+        ("a: b: c", "config.yaml:1:5: this is not YAML: ", "or quotes?"),
+        ("a:\n  b: 1\n c: 2", "config.yaml:3:2: this is not YAML: ", "lines of one section begin in the same column"),
+        ("a:\n  url:http://h\n  b: 1", "config.yaml:3:4: this is not YAML: ", "a space missing behind the `:` above"),
+        ("a: @b", "config.yaml:1:4: this is not YAML: ", "put the text in quotes"),
         ("a: [1", "config.yaml:", "this is not YAML"),
         ("a: 1\n---\nb: 2", "config.yaml:2:1: ", "this is not YAML"),
         ("a: !python/object:os.system x", "config.yaml:1:4: ", "this is not YAML"),
@@ -348,6 +362,8 @@ models: {m: nope}
         ("- a", "config.yaml:1: ", "must be sections such as `targets:`, not a list"),
         ("targets: &a\n  default: *a", "config.yaml:2: ", "refers to itself"),
         ("a: " + "1" * 5000, "config.yaml", "this is not YAML"),
+        (bomb("&{0} [{1}]"), "config.yaml:1:1: ", "more than 250,000 parts"),
+        (bomb("&{0} {{<<: [{1}]}}"), "config.yaml:1:1: ", "more than 250,000 parts"),
         ("[" * 3000, "config.yaml", ""),
     ],
 )

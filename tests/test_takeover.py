@@ -42,11 +42,16 @@ LITELLM = """model_list:
     litellm_params: {model: anthropic/claude-sonnet-4-5, api_key: os.environ/ANTHROPIC_API_KEY}
   - model_name: local
     litellm_params: {model: ollama_chat/llama3, api_base: "http://localhost:11434"}
+  - model_name: quick
+    litellm_params: {model: groq/llama-3.1-8b-instant, api_key: os.environ/GROQ_API_KEY}
+    model_info: {input_cost_per_token: 0.00000005, output_cost_per_token: 0.00000008}
   - model_name: far
     litellm_params: {model: vertex_ai/gemini-pro, vertex_project: p}
 litellm_settings:
   drop_params: false
   success_callback: [langfuse]
+  cache: true
+  cache_params: {type: redis, ttl: 600}
   request_timeout: 600
   fallbacks: [{claude: [gpt-4o]}, {claude: [gone]}]
 router_settings:
@@ -91,6 +96,7 @@ benchmark_mode: true
 tz: Asia/Shanghai
 """
 DOTENV = """LOG_CHAT=true
+CACHE_CHAT_COMPLETION=true
 OPENAI_BASE_URL='https://api.openai.com, http://localhost:8080'
 OPENAI_ROUTE_PREFIX='/, /localai'
 # several
@@ -151,6 +157,7 @@ class TestLiteLLM:
         assert claude["capabilities"] == {"images": True, "context": 200000}
         assert claude["on_loss"] == "reject"
         assert targets["ollama"]["retries"] == {"attempts": 4}
+        assert targets["groq"]["url"] == "https://api.groq.com/openai/v1"
         assert targets["default"] == "ollama"
 
     def test_models_that_share_a_backend_share_its_target(self, found):
@@ -164,6 +171,16 @@ class TestLiteLLM:
         assert found[0]["cerbere"] == {"only": ["192.0.2.1"]}
         assert found[0]["state"] == "redis://localhost:6379"
 
+    def test_its_cache_is_each_target_s(self, found):
+        backends = [target for name, target in found[0]["targets"].items() if name != "default" and "pool" not in target]
+        assert len(backends) == 6
+        assert all(target["cache"] == {"default": True, "ttl_s": 600} for target in backends)
+        assert found[0]["cache"] == {"store": "state"}
+
+    def test_prices_go_by_the_model_that_is_sent(self, found):
+        assert found[0]["models"]["quick"] == {"target": "groq", "model": "llama-3.1-8b-instant"}
+        assert found[0]["prices"] == {"llama-3.1-8b-instant": {"input": 0.05, "output": 0.08}}
+
     @pytest.mark.parametrize("what", ["tpm", "vertex_ai/gemini-pro", "success_callback", "gone", "redis_password", "alerting"])
     def test_what_has_no_counterpart_is_told_with_its_line(self, found, what):
         left = found[1].partition("left behind:")[2]
@@ -172,7 +189,7 @@ class TestLiteLLM:
     def test_what_is_written_passes_check(self, tmp_path):
         taken(tmp_path, "litellm.yaml", LITELLM, "--save-key")
         assert 'MOOLTIPROXY_KEY="sk-1234"' in (tmp_path / ".env").read_text()
-        done = run(tmp_path, "check", env={"AZURE_API_KEY": "a", "ANTHROPIC_API_KEY": "b"})
+        done = run(tmp_path, "check", env={"AZURE_API_KEY": "a", "ANTHROPIC_API_KEY": "b", "GROQ_API_KEY": "c"})
         assert done.returncode == 0, done.stderr
 
 
@@ -210,6 +227,7 @@ class TestOpenAIForward:
         assert targets["default"] == "api-openai-com"
         assert targets["localai"]["route"] == "/localai"
         assert targets["tts"] == {"url": "http://localhost:8882", "route": "/tts", "pace": "20/second"}
+        assert targets["localai"]["cache"] == {"default": False}
         assert targets["localai"]["envkey"] == "OPENAI_API_KEY"
         assert (tmp_path / ".env").read_text() == 'OPENAI_API_KEY="sk-xxx1"\n'
         assert len(config["keys"]) == 2
@@ -244,6 +262,10 @@ class TestFaults:
         assert said in done.stderr
         assert "Traceback" not in done.stderr
         assert not (tmp_path / "config.yaml").exists()
+
+    def test_a_file_that_is_not_there(self, tmp_path):
+        done = run(tmp_path, "init", "--from", "gone.yaml")
+        assert (done.returncode, done.stderr) == (1, "gone.yaml: there is no such file; name another file with --from\n")
 
     def test_a_configuration_that_is_there_is_replaced_only_when_forced(self, tmp_path):
         (tmp_path / "config.yaml").write_text("mine\n")

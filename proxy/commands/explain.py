@@ -78,6 +78,8 @@ def _asked(arguments: Any, target: str | None) -> Asked:
         return Asked(arguments.method, parts.path, body, parts.query, headers, target)
     if arguments.method != "POST":
         return Asked(arguments.method, parts.path, b"", parts.query, headers, target)
+    if not dialects.route_of(front, arguments.method, parts.path):
+        raise ConfigError([f"--path: no API known here has {parts.path}: --body brings what is sent to such a path"])
     names = offered(front)
     name = arguments.example or (names[0] if names else "chat")
     if name not in EXAMPLES:

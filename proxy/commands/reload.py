@@ -10,14 +10,19 @@ from collections.abc import Sequence
 
 from proxy import banner
 from proxy.config import CERTIFICATE, Config
+from proxy.errors import ConfigError
 from proxy.project import Project
 
 TIMEOUT_S = 60.0  # for all of its files to be loaded
+NOT_RELOADED = "not reloaded, the old configuration goes on"
 
 
 def run(project: Project) -> int:
     """Asks the proxy that this configuration describes; prints the faults for which it goes on with the old one."""
-    config = project.overridden(project.config())  # what is faulty is told without asking anybody
+    try:
+        config = project.overridden(project.config())  # what is faulty is told without asking anybody
+    except ConfigError as fault:
+        raise ConfigError([NOT_RELOADED, *fault.faults]) from None
     url = banner.address(config, config.system.host, config.system.port)
     try:
         faults = _asked(config)
@@ -25,7 +30,7 @@ def run(project: Project) -> int:
         print(f"no proxy answers at {url} ({fault}): is it running, and is this its port?", file=sys.stderr)
         return 1
     if faults:
-        print("\n".join(["not reloaded, the old configuration goes on", *faults]), file=sys.stderr)
+        print("\n".join([NOT_RELOADED, *faults]), file=sys.stderr)
         return 1
     print(f"reloaded: {url}")
     return 0

@@ -76,7 +76,7 @@ class Endpoints:
         elif name in self._mappers:
             self._found.fault(path, f"{name!r} in mappers.py is no function")
         else:
-            guess = _guess(name, self._mappers, _built_in_mappers()) or "; write one in mappers.py"
+            guess = _guess(name, self._mappers, _built_in_mappers(), "mappers.py")
             self._found.fault(path, f"no mapper is called {name!r}{guess}")
 
     def functions(self, path: Path, given: Given) -> None:
@@ -84,7 +84,8 @@ class Endpoints:
         template, prompter = given.get("template"), given.get("prompter")
         templates = list(dict.fromkeys([*self._found.written("templates"), *self._templates]))
         if template is not None and template not in templates:
-            self._found.fault((*path, "template"), f"there is no template {template!r}{meant(template, templates)}")
+            guess = meant(template, templates) or " in `templates`"
+            self._found.fault((*path, "template"), f"there is no template {template!r}{guess}")
         if prompter is not None:
             self._prompter(path, prompter)
 
@@ -97,7 +98,7 @@ class Endpoints:
             self._found.fault((*path, "prompter"), f"{prompter!r} in prompters.py is no function")
         else:
             built_in = importlib.import_module(PROMPTS).PROMPTERS
-            guess = _guess(prompter, self._prompters, built_in) or "; write one in prompters.py"
+            guess = _guess(prompter, self._prompters, built_in, "prompters.py")
             self._found.fault((*path, "prompter"), f"no prompter is called {prompter!r}{guess}")
 
     def template_for(self, path: Path, given: Given, above: Given) -> None:
@@ -115,9 +116,10 @@ def _built_in_mappers() -> Iterable[str]:
     return {name for module in modules for name in vars(module) if dialects.MAPPER_NAME.fullmatch(name)}
 
 
-def _guess(name: str, own: Functions, built_in: Iterable[str]) -> str:
+def _guess(name: str, own: Functions, built_in: Iterable[str], file: str) -> str:
     functions = {known for known, function in own.items() if inspect.isfunction(function)}
-    return meant(name, functions.union(built_in))
+    guess = meant(name, functions.union(built_in))
+    return f"{guess} Else write it in {file}" if guess else f"; write one in {file}"
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:

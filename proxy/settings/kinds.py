@@ -169,7 +169,7 @@ ANY_TEXT = text(r"[\s\S]*", "text")
 TRIMMED = r"[!-~\x80-\xff](?:[ -~\x80-\xff]*[!-~\x80-\xff])?"  # what a header's value can be without being trimmed
 SECRET = text(TRIMMED, "a key: no line breaks, no white space at its ends", secret=True)
 HEADER = text(r"[\t -~\x80-\xff]*", "text without control bytes", secret=True)
-VARIABLE = text(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")
+VARIABLE = text(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable: letters, digits and _", secret=True)
 
 
 # Values made of values

@@ -322,6 +322,7 @@ def json_schema() -> Json:
 
 
 Fault = tuple[Path, str]
+EMPTY = "is empty: it needs `targets:`; config.template.yaml shows all"
 
 
 def validate(data: Any) -> tuple[dict[str, Any], list[Fault]]:
@@ -330,7 +331,7 @@ def validate(data: Any) -> tuple[dict[str, Any], list[Fault]]:
     Faulty parts are taken out and the rest is checked again, so that what it says can be checked too.
     """
     if not isinstance(data, dict):
-        return {}, [((), "is empty" if data is None else str(must_be("sections such as `targets:`", data)))]
+        return {}, [((), EMPTY if data is None else str(must_be("sections such as `targets:`", data)))]
     faults: dict[Path, str] = {}
     while True:
         try:

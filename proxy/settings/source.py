@@ -17,6 +17,14 @@ LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten 
 STRING = "tag:yaml.org,2002:str"
 MERGE = "tag:yaml.org,2002:merge"
 TIMESTAMP = "tag:yaml.org,2002:timestamp"
+HINTS = {  # in the parser's words, libyaml's or Python's → what people did
+    "did not find expected key": "lines of one section begin in the same column",
+    "<block end>": "lines of one section begin in the same column",
+    "mapping values are not allowed": "is this line indented too far, or is a space missing behind the `:` above, or quotes?",
+    "cannot start any token": "put the text in quotes",
+    "unexpected end of stream": "a quote is not closed",
+}
+MOST_PARTS = 250_000  # values and names of a file, with what its aliases stand for written out
 ALIAS = re.compile(r"\*[^\s:,\]}]*")  # or a name that was meant to begin with *
 
 
@@ -69,7 +77,7 @@ def source_of(path: str, raw: bytes) -> Source:
 
 
 def _what(fault: Any, mark: Any, raw: bytes) -> str:
-    """The parser's own words, but for the two faults that people make most: a tab, and a name that begins with *."""
+    """The parser's own words, and what to do about the faults that people make most."""
     what = " ".join(part for part in (fault.context, fault.problem) if part)
     line = "".join(raw.decode(errors="replace").splitlines()[mark.line : mark.line + 1]) if mark else ""
     if not mark or not line:
@@ -77,7 +85,9 @@ def _what(fault: Any, mark: Any, raw: bytes) -> str:
     if "\t" in line[: mark.column + 1] and not line[: mark.column].strip():
         return "a tab: YAML wants spaces here"
     names = [found[0] for found in ALIAS.finditer(line) if found.start() <= mark.column <= found.end()]
-    return f'{what}; put it in quotes: "{names[0]}"' if names and "alias" in what else what
+    if names and "alias" in what:
+        return f'{what}; put it in quotes: "{names[0]}"'
+    return "; ".join([what, *(hint for words, hint in HINTS.items() if words in what)])
 
 
 def _unplaced(path: str, fault: Exception, raw: bytes) -> str:
@@ -95,10 +105,22 @@ def _parse(raw: bytes, lines: dict[Path, int], faults: list[tuple[Path, str]]) -
         root = loader.get_single_node()
         if root is None:
             return None
+        if size_of(root, {}) > MOST_PARTS:
+            raise yaml.MarkedYAMLError(problem=f"more than {MOST_PARTS:,} parts with aliases", problem_mark=root.start_mark)
         _walk(root, (), lines, lambda path, message: faults.append((path, message)), ())
         return loader.construct_document(root)
     finally:
         loader.dispose()
+
+
+def size_of(node: Any, known: dict[int, int]) -> int:
+    """How many parts a YAML tree has once its aliases are written out: a short text can stand for billions. `known`: by node.
+    Raises RecursionError."""
+    if id(node) not in known:
+        known[id(node)] = 1  # what refers to itself is told by `_walk`
+        groups = {yaml.MappingNode: node.value, yaml.SequenceNode: [node.value]}.get(type(node), ())
+        known[id(node)] += sum(size_of(each, known) for group in groups for each in group)
+    return known[id(node)]
 
 
 def _walk(node: Any, path: Path, lines: dict[Path, int], fault: Callable[[Path, str], None], above: tuple[int, ...]) -> None:

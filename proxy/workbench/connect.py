@@ -46,7 +46,8 @@ def lines(name: str, config: Config, url: str, key: str, wanted: str | None = No
     if name not in known:
         raise ConfigError([f"connect: no client {name!r}{meant(name, known)}; there are {', '.join(known)}"])
     if wanted and wanted not in config.targets and wanted not in config.pools:
-        raise ConfigError([f"--target: no target {wanted!r}{meant(wanted, [*config.targets, *config.pools])}"])
+        names = [*config.targets, *config.pools]
+        raise ConfigError([f"--target: no target {wanted!r}{meant(wanted, names) or '; there is ' + ', '.join(names)}"])
     target = config.named(wanted or config.default)
     asked = model or known_model(config, target) or UNKNOWN_MODEL
     found = any(rule.pattern == asked and rule.target == target.name for rule in config.models)

@@ -86,7 +86,9 @@ def _place(taken: Takeover, model: str, i: int, target: Json, sent: str, own: bo
     for name, other in taken.out["targets"].items():
         if other == target:
             return str(name)
-    name = _unused(taken, model if own else target.get("dialect", model))
+    head = str(taken.peek("model_list", i, "litellm_params", "model")).partition("/")[0]
+    shared = head.removesuffix("_chat") if head in THEIRS else target.get("dialect", model)
+    name = _unused(taken, model if own else shared)
     taken.put(("targets", name), target, "model_list", i, "litellm_params", "model")
     return name
 
@@ -128,12 +130,12 @@ def _target(taken: Takeover, i: int) -> tuple[Json, str] | None:
         target["envkey"] = provider.envkey
     if version:
         target["azure"] = {"api_version": version}
-    target |= _rest(taken, i, get)
+    target |= _rest(taken, i, sent, get)
     return target, sent
 
 
-def _rest(taken: Takeover, i: int, get: Any) -> Json:
-    """What else a deployment says: headers, times, limits, capabilities; and its prices, which go by its model."""
+def _rest(taken: Takeover, i: int, sent: str, get: Any) -> Json:
+    """What else a deployment says: headers, times, limits, capabilities; and its prices, which go by the model that is sent."""
     organization, headers = get("organization"), get("extra_headers") or {}
     out: Json = {"headers": {**({"openai-organization": _text(organization)} if organization else {}), **headers}}
     out |= {"timeout": get("timeout"), "limits": f"{get('rpm')}/minute" if get("rpm") else None}
@@ -143,10 +145,9 @@ def _rest(taken: Takeover, i: int, get: Any) -> Json:
     info = {name: taken.get("model_list", i, "model_info", name) for name in (*ABLE, *PRICES)}
     info |= {name: get(name) for name in PRICES if get(name) is not None}
     out["capabilities"] = {ours: info[name] for name, ours in ABLE.items() if info[name] is not None}
-    model = str(taken.get("model_list", i, "model_name"))
     prices = {ours: round(float(info[name]) * 1e6, 6) for name, ours in PRICES.items() if info[name] is not None}
     if prices:
-        taken.put(("prices", model), prices, "model_list", i, "model_info")
+        taken.put(("prices", sent), prices, "model_list", i, "model_info")
     return {name: value for name, value in out.items() if value not in (None, {}, "")}
 
 
@@ -231,11 +232,16 @@ def _general(taken: Takeover, names: dict[str, str]) -> None:
     taken.move(("system", "timeout"), "router_settings", "timeout")
     taken.move(("system", "debug"), "litellm_settings", "set_verbose")
     taken.move(("system", "log", "format"), "litellm_settings", "json_logs", turn=lambda on: "json" if on else "text")
-    if taken.get("litellm_settings", "drop_params") is False:
-        for name, target in taken.out["targets"].items():
-            if isinstance(target, dict) and "pool" not in target:
-                taken.put(("targets", name, "on_loss"), "reject", "litellm_settings", "drop_params")
-    if taken.get("litellm_settings", "cache"):
-        taken.put(("cache", "store"), "memory", "litellm_settings", "cache")
+    drops, cached = taken.get("litellm_settings", "drop_params"), taken.get("litellm_settings", "cache")
+    ttl = taken.get("litellm_settings", "cache_params", "ttl") if cached else None
+    for name, target in taken.out["targets"].items():
+        if isinstance(target, dict) and "pool" not in target:
+            if drops is not None:
+                taken.put(("targets", name, "on_loss"), "warn" if drops else "reject", "litellm_settings", "drop_params")
+            if cached:
+                kept = {"default": True, **({"ttl_s": ttl} if ttl else {})}
+                taken.put(("targets", name, "cache"), kept, "litellm_settings", "cache")
+    if cached and "state" in taken.out and taken.get("litellm_settings", "cache_params", "type") == "redis":
+        taken.put(("cache", "store"), "state", "litellm_settings", "cache_params", "type")
     for name, value in (taken.get("environment_variables") or {}).items():
         taken.secrets[str(name)] = str(value)

@@ -28,6 +28,7 @@ PLACES: Mapping[str, Path] = {  # variable → where the YAML has it
     "REQ_RATE_LIMIT_BACKEND": ("rate_limit", "req_rate_limit_backend"),
     "ITER_CHUNK_TYPE": ("rate_limit", "iter_chunk"),
     "CACHE_OPENAI": ("cache", "openai"),
+    "CACHE_CHAT_COMPLETION": ("cache", "openai"),
     "CACHE_GENERAL": ("cache", "general"),
     "CACHE_BACKEND": ("cache", "backend"),
     "CACHE_ROUTES": ("cache", "routes"),
@@ -91,8 +92,10 @@ def openai_forward(taken: Takeover) -> None:
     if taken.get("benchmark_mode"):
         taken.put(("targets", "benchmark"), {"url": "demo://", "dialect": "openai", "route": "/benchmark"}, "benchmark_mode")
     if taken.get("cache", "openai"):
-        taken.put(("cache", "store"), "memory", "cache", "openai")
-        taken.move(("cache", "default"), "cache", "default_request_caching_value")
+        rule = {"default": taken.get("cache", "default_request_caching_value") is True}
+        for name in targets:
+            if "dialect" in taken.out["targets"][name]:
+                taken.put(("targets", name, "cache"), rule, "cache", "openai")
     if taken.get("log", "openai"):
         taken.put(("records", "calls", "database"), "sqlite:///calls.db", "log", "openai")
 

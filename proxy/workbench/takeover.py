@@ -15,7 +15,7 @@ from proxy.errors import ConfigError
 from proxy.project import ENV_FILE, Project
 from proxy.settings.env import read_text
 from proxy.settings.schema import validate
-from proxy.settings.source import Path, dotted, read_yaml
+from proxy.settings.source import Path, dotted, source_of
 from proxy.workbench import insertion
 
 Json = dict[str, Any]
@@ -138,7 +138,7 @@ def _opened(path: str) -> tuple[Takeover, Callable[[Takeover], None], str]:
     from proxy.workbench.from_openai_forward import as_yaml, openai_forward
 
     if path.lower().endswith((".yaml", ".yml")):
-        source = read_yaml(path)
+        source = source_of(path, read_text(path, "name another file with --from"))
         if isinstance(source.data, dict) and "model_list" in source.data:
             return Takeover(source.data, source.line), litellm, "LiteLLM"
         if isinstance(source.data, dict) and source.data.keys() & {"forward", "api_key", "rate_limit"}:
@@ -172,7 +172,10 @@ def take_over(project: Project) -> None:
         ]
     )
     environ = {**project.environment(), **taken.secrets}
-    insertion.checked(project, text, environ)
+    try:
+        insertion.checked(project, text, environ)
+    except ConfigError as fault:
+        raise ConfigError([f"nothing is written yet: {arguments.config} would be refused", *fault.faults]) from None
     for name, secret in taken.secrets.items() if arguments.save_key else ():
         insertion.save_key(ENV_FILE, name, secret)
     insertion.write(arguments.config, text)
