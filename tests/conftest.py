@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("patient", deadline=None)  # a busy machine is no fault
+settings.load_profile("patient")
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "compatibility.md"
 FOUND: list[tuple[str, str, str, str, str]] = []
 FAULTS: list[str] = []

@@ -80,7 +80,7 @@ def test_an_env_that_is_no_text(tmp_path: Path) -> None:
 PLAIN_TEXT = st.text(st.characters(codec="utf-8", exclude_characters='\0\r\n\\"'), max_size=20)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(values=st.dictionaries(st.from_regex(r"[A-Z_][A-Z0-9_]{0,5}", fullmatch=True), PLAIN_TEXT, max_size=3))
 def test_what_is_written_in_quotes_is_read_back(tmp_path_factory: pytest.TempPathFactory, values: dict[str, str]) -> None:
     text = "\n".join(f'{name}="{value}"' for name, value in values.items())

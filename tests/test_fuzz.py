@@ -26,7 +26,7 @@ WAYS = list(answers.each())
 def test_every_valid_request_is_served_or_refused_with_a_reason(front):
     sent = [0]
 
-    @settings(max_examples=COUNT, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=COUNT, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(FRONTS[front].requests())
     def every(body: Any) -> None:
         sent[0] += sum(hold.hold(FRONTS[front], backend, body) == "sent" for backend in BACKENDS)
@@ -43,7 +43,7 @@ def test_what_was_found_once_is_held(front, backend, body):
 
 @pytest.mark.parametrize("name", answers.ANSWERS)
 def test_every_valid_answer_becomes_one_of_the_clients_api_whole_and_streamed(name):
-    @settings(max_examples=ANSWERS, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=ANSWERS, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(answers.ANSWERS[name].whole())
     def every(answer: Any) -> None:
         for front in fronts:
@@ -109,7 +109,7 @@ class TestTheFuzzer:
         with pytest.raises(Broken):
             hold.hold(FRONTS["ollama"], "openai", body)
 
-    @settings(max_examples=50, deadline=None, phases=(Phase.generate,))
+    @settings(max_examples=50, phases=(Phase.generate,))
     @given(st.data())
     def test_values_keep_to_their_schema(self, data):
         import jsonschema

@@ -55,7 +55,7 @@ def test_a_line_end_that_is_not_whole_is_refused() -> None:
 
 
 @given(st.binary(max_size=40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_bytes_make_a_field_that_is_not_a_line_of_its_own(noise: bytes) -> None:
     block = b"x\r\na: " + noise
     try:
@@ -187,7 +187,7 @@ def test_payload_comes_as_soon_as_it_is_there() -> None:
 
 
 @given(st.lists(st.binary(min_size=1, max_size=30), max_size=5), st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_what_was_enchunked_comes_out_of_any_cuts(pieces: list[bytes], data: st.DataObject) -> None:
     coded = b"".join(map(enchunk, pieces)) + LAST_CHUNK
     cuts = [0, *sorted(data.draw(st.lists(st.integers(0, len(coded)), max_size=6))), len(coded)]

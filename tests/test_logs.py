@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.call import Call
@@ -78,7 +78,6 @@ def test_a_control_byte_is_shown_and_not_sent(char: str) -> None:
     assert escaped(f"a{char}b") == f"a\\x{ord(char):02x}b"
 
 
-@settings(deadline=None)
 @given(st.text() | st.text("\r\n\x1b[31mé\x85\u2028\x9b"))
 def test_a_message_is_one_line_of_text_whatever_stands_in_it(message: str) -> None:
     line = TextFormatter(False).format(record("%s", message))
@@ -86,7 +85,6 @@ def test_a_message_is_one_line_of_text_whatever_stands_in_it(message: str) -> No
     assert not CONTROL.search(line)
 
 
-@settings(deadline=None)
 @given(st.text() | st.text("\r\n\x1b\ud800\u2028"))
 def test_a_json_line_is_one_object_of_plain_ascii(message: str) -> None:
     line = JsonFormatter().format(record("%s", message))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import ConfigError
@@ -151,7 +151,6 @@ class Model:
 STEP = st.tuples(st.sampled_from(["admit", "settle", "wait"]), st.integers(0, 12), st.integers(0, 9))
 
 
-@settings(deadline=None)
 @given(st.booleans(), st.integers(1, 20), st.integers(1, 12), st.lists(STEP, max_size=60))
 def test_the_engine_says_what_a_naive_model_says(
     moving: bool, limit: int, period_s: int, steps: list[tuple[str, int, int]]
@@ -172,7 +171,6 @@ def test_the_engine_says_what_a_naive_model_says(
             model.settle(now, holder, amount)
 
 
-@settings(deadline=None)
 @given(st.integers(1_100, 5_000), st.lists(st.tuples(st.integers(1, 900), st.floats(0, 400)), min_size=1, max_size=60))
 def test_a_coarse_window_never_lets_more_through_than_its_limit(limit: int, calls: list[tuple[int, float]]) -> None:
     memory, clock = made(0.0)

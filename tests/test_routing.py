@@ -57,7 +57,7 @@ def test_what_is_no_absolute_path_is_not_safe(path: str) -> None:
     assert not is_safe(path)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text("/.%25eEfF2;\\abc3bB5cC0", max_size=14), st.integers(0, 4))
 def test_decoding_a_safe_path_never_climbs(tail: str, times: int) -> None:
     path = "/" + tail
@@ -68,7 +68,6 @@ def test_decoding_a_safe_path_never_climbs(tail: str, times: int) -> None:
         assert not any(bad in path for bad in ("//", ";", "\\", "\0"))
 
 
-@settings(deadline=None)
 @given(st.sampled_from(["..", ".", "../..", "a/../b", "..;", "a//b"]), st.integers(0, 5))
 def test_a_path_that_climbs_is_never_safe_however_often_it_is_encoded(climbing: str, times: int) -> None:
     for _ in range(times):
@@ -102,7 +101,6 @@ def test_a_request_s_target_is_its_path_and_query_and_never_a_host(raw: str, wan
     assert split_target(raw) == wanted
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from(["/", "http://", "https://"]), st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=30)
 )
@@ -295,7 +293,6 @@ def test_a_pattern_of_models(pattern: str, fits: list[str], not_: list[str]) -> 
     assert [name for name in not_ if router.rule(name) is not None] == []
 
 
-@settings(deadline=None)
 @given(st.lists(st.text("ab*", max_size=3), min_size=1, max_size=4), st.lists(st.text("ab", max_size=3), max_size=12))
 def test_a_name_made_from_a_pattern_fits_it(parts: list[str], fillings: list[str]) -> None:
     pattern = "*".join(parts) + "*"

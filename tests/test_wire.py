@@ -67,7 +67,7 @@ def test_single_bytes_give_the_same_events(name: str) -> None:
     assert list(read(body[i : i + 1] for i in range(len(body)))) == EVENTS
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data(), st.lists(JSON, max_size=5), st.sampled_from(["sse", "ndjson", "array"]))
 def test_any_values_survive_any_framing_and_any_cuts(data: st.DataObject, values: list[Any], framing: str) -> None:
     body = b"".join(write(framing, values))
@@ -75,7 +75,7 @@ def test_any_values_survive_any_framing_and_any_cuts(data: st.DataObject, values
     assert list(FRAMINGS[framing](pieces(body, cuts))) == values
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(OBJECTS, max_size=4))
 def test_an_event_comes_with_its_last_byte(values: list[dict[str, Any]]) -> None:
     for framing in ("sse", "ndjson"):
@@ -188,7 +188,7 @@ def test_a_broken_or_cut_array_is_the_backend_s_fault(body: bytes) -> None:
         list(read_array([body]))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(OBJECTS, min_size=1, max_size=3), st.data())
 def test_an_array_cut_anywhere_is_a_fault(values: list[Any], data: st.DataObject) -> None:
     body = b"".join(write("array", values))
@@ -267,7 +267,7 @@ def test_nothing_says_done_behind_a_stream_that_fails() -> None:
         assert list(written) == []
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(OBJECTS)
 def test_what_is_written_is_one_line_for_every_way_of_splitting_lines(value: dict[str, Any]) -> None:
     text = dumps(value).decode()
@@ -328,7 +328,7 @@ def test_a_client_s_bad_json_is_a_bad_request(data: bytes) -> None:
     assert caught.value.status == 400
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.binary(max_size=20))
 def test_any_bytes_are_json_or_a_value_error(data: bytes) -> None:
     try:
@@ -338,7 +338,7 @@ def test_any_bytes_are_json_or_a_value_error(data: bytes) -> None:
     dumps(value)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(JSON)
 def test_what_was_read_can_be_written_again(value: Any) -> None:
     assert loads(dumps(value)) == value
@@ -391,7 +391,7 @@ def test_names_elsewhere_may_repeat(body: bytes) -> None:
     assert loads_request(body) == json.loads(body)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(OBJECTS, st.data())
 def test_any_object_s_repeated_name_is_found(value: dict[str, Any], data: st.DataObject) -> None:
     def written(name: str) -> str:
