@@ -251,6 +251,7 @@ class TestReplay:
         (tmp_path / "x.json").write_text("{}")
         assert "x.json is no cassette of form 1" in run(tmp_path, "replay", "x.json", status=1)
 
+    @pytest.mark.long
     def test_an_export_is_a_test_that_runs_anywhere(self, tmp_path: Path, backend: Backend) -> None:
         (cassette,) = recorded(tmp_path, backend, chat("Why's \\ that?"))
         told = run(tmp_path, "replay", "--export", cassette["id"], "--out", "report.py")

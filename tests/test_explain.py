@@ -129,6 +129,7 @@ def test_what_only_moves_others_about_is_no_source_of_what_still_is_there() -> N
 # --- the four hops
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("front", "name"), [(front, name) for front in FRONTS for name in offered(front)])
 def test_examples_of_every_front_go_through_to_the_demo_behind_openai_s_api(front: str, name: str) -> None:
     path, body = example(front, name)

@@ -152,6 +152,7 @@ def test_a_conversation_from_its_first_call_to_its_removal(tmp_path: Path, backe
     assert not any({"root_id", "convo_title"} & set(body) for body in sent)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", WORKERS)
 def test_checkchat_gives_the_logged_answer(tmp_path: Path, backend: Backend, workers: int) -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}

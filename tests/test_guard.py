@@ -127,6 +127,7 @@ def test_a_denial_names_the_rule_and_not_the_text() -> None:
     assert "AKIA" not in caught.value.message
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", ['"ab",', "12,", '"\\n",'])
 def test_a_body_of_many_small_parts_takes_no_more_memory_than_it_has_bytes(part: str) -> None:
     body = f'{{"a":["\\n",{part * 200_000}1]}}'.encode()

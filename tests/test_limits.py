@@ -296,6 +296,7 @@ def spent(proxy: Proxy | Machines, name: str) -> float:
     return float(sum(line.get("cost_usd") or 0 for line in calls(proxy) if line["key_name"] == name))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_budget_is_kept_under_parallel_streams(tmp_path: Path, backend: Backend, engine: str) -> None:
     """Each call costs 350 millionths, and reserves more: the budget is never overspent."""

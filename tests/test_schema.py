@@ -303,6 +303,7 @@ ODD = st.one_of(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=300)
 @given(place=st.sampled_from([place for place in places(WHOLE) if place]), value=ODD, name=st.none() | st.text(max_size=4))
 def test_what_the_proxy_takes_an_editor_takes_too(place: tuple[Any, ...], value: Any, name: str | None) -> None:

@@ -135,6 +135,7 @@ def test_what_a_call_used_replaces_its_estimate(workers: list[Told], name: str) 
     assert (refused(answer), left(answer)) == (0, [0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moving", [True, False])
 def test_what_was_given_back_whole_is_nothing_when_its_time_has_come(workers: list[Told], name: str, moving: bool) -> None:
     early(1, 0.8)
@@ -188,6 +189,7 @@ def test_a_budget_is_reserved_and_settled(workers: list[Told], name: str) -> Non
     assert refused(workers[0].call("admit", "3", [claim(0)])) == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_money_survives_the_end_of_all_that_counted_it(
@@ -525,6 +527,7 @@ def test_while_redis_is_away_calls_go_as_the_configuration_says_and_it_heals(
     assert sum("the shared state is lost" in line for line in told) == sum("state is back" in line for line in told) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("restarts", [True, False])
 def test_what_calls_used_while_redis_is_away_is_told_when_it_is_back_and_counts_once(tmp_path: Path, restarts: bool) -> None:
     """Money, and slots. Redis is killed, and comes back empty; or it only does not answer for a while."""
