@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-settings.register_profile("patient", deadline=None)  # a busy machine is no fault
-settings.load_profile("patient")
+settings.register_profile("all", deadline=None)  # a busy machine is no fault
+settings.register_profile("short", deadline=None, max_examples=25)
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "compatibility.md"
 FOUND: list[tuple[str, str, str, str, str]] = []
 FAULTS: list[str] = []
@@ -22,6 +22,11 @@ FAULTS: list[str] = []
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--compat", metavar="FILE", help="write the table of clients and backends to FILE")
     parser.addoption("--screenshots", action="store_true", help="write pictures of the console into docs/console")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What leaves out the long tests tries fewer examples of a property, too."""
+    settings.load_profile("short" if config.getoption("markexpr") == "not long" else "all")
 
 
 def pytest_xdist_auto_num_workers() -> int:

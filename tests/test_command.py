@@ -26,6 +26,8 @@ from tests.backends.llama_server import write_model
 from tests.backends.processes import running, wait_until, zombies_of
 from tests.backends.proxy import KEY, Proxy
 
+pytestmark = pytest.mark.long
+
 EVIL = "say hello; $(touch owned) `touch owned` | touch owned & '\"\n\\n %s {model} {stop} --model x"
 
 
@@ -188,7 +190,6 @@ def test_an_echo_that_is_none_is_text() -> None:
     assert said.feed(b"Say") + said.feed(b"", final=True) == "Say"
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("preset", ["llama.cpp", "llama-cli", "llama-2023"])
 def test_the_programs_of_today_and_of_2023(tmp_path: Path, programs: Path, preset: str) -> None:
     with Engines(tmp_path, programs, preset=preset) as engines:
@@ -466,7 +467,6 @@ def test_the_real_programs(tmp_path: Path, programs: Path, program: str) -> None
         assert engines.left()
 
 
-@pytest.mark.long
 def test_fifty_calls_at_two_at_once_are_never_three_and_one_that_leaves_makes_room(tmp_path: Path, programs: Path) -> None:
     with Engines(tmp_path, programs, count_tokens=False, target={"concurrency": 2, "queue": {"size": 60}}) as engines:
         place = urlsplit(engines.proxy.url)

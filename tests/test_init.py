@@ -32,6 +32,8 @@ from tests.backends.sockets import Backend as Server
 from tests.backends.sockets import Exchange, ask
 from tests.compat.world import DOUBLES, KEYS
 
+pytestmark = pytest.mark.long
+
 BARE = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY") and name != "MOOLTIPROXY_KEY"}
 BARE["PYTHONPATH"] = str(CHECKOUT)
 FLAGS = ("stream", "tools", "parallel_tools", "tool_choice", "images", "json_schema", "stop", "n", "logprobs", "embeddings")

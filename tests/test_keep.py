@@ -14,6 +14,8 @@ from tests.backends.sockets import Backend, Reply, ask
 from tests.test_cassettes import MAPPERS, answer, chat, run, stream
 from tests.test_console import ANN, BOB, bearer, eventually
 
+pytestmark = pytest.mark.long
+
 Json = dict[str, Any]
 CONFIG = """
 targets:
@@ -108,7 +110,6 @@ def test_the_four_bodies_are_kept_byte_for_byte_and_replay_takes_them(
     assert keep(proxy, reply["x-request-id"]).json() == kept.json()  # once more is the same file
 
 
-@pytest.mark.long
 def test_calls_of_another_api_are_kept_too(proxy: Proxy) -> None:
     """Streams of each framing: of Gemini's two, the log does not say which was asked for."""
     gemini: Json = {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}
