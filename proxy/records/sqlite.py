@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -81,7 +82,13 @@ class SqliteStore(SqlStore):
 
     def _prepare(self) -> None:
         self._run("PRAGMA auto_vacuum = INCREMENTAL")
-        self._run("PRAGMA journal_mode = WAL")
+        for _ in range(1000):  # others may be at the same switch, for which SQLite does not wait
+            with contextlib.suppress(sqlite3.OperationalError):
+                self._run("PRAGMA journal_mode = WAL")
+                break
+            time.sleep(0.01)
+        else:
+            raise sqlite3.OperationalError("it cannot be brought to write ahead")
         self._run("PRAGMA synchronous = NORMAL")
         self._run(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._run("BEGIN IMMEDIATE")
